@@ -1,0 +1,36 @@
+// fastdl._C: what is not a tensor op. Loading it also registers the tensor ops with torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <string>
+
+#if defined(FASTDL_CUDA)
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(FASTDL_CUDA)
+  info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+#else
+  info["cuda"] = py::none();
+#endif
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
+  info["torch_abi"] = "2.10";
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of fastdl";
+  m.def("build_info", &build_info,
+        "What this library was built with: CUDA toolkit (None without), compiler, torch ABI");
+}

@@ -1,0 +1,66 @@
+// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), and the keep decision of
+// dropout. Plain C++: CUDA, the CPU execution of kernels and the CPU ops share these lines, so a seed means
+// one mask everywhere.
+#pragma once
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTDL_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define FASTDL_HOST_DEVICE inline
+#endif
+
+namespace fastdl {
+
+struct Philox4 {
+  uint32_t word[4];
+};
+
+FASTDL_HOST_DEVICE Philox4 philox(uint64_t seed, uint64_t counter, uint32_t stream = 0) {
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = stream, c3 = 0;
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = uint64_t(0xD2511F53u) * c0, product1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(product1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(product1);
+    c2 = uint32_t(product0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(product0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// Which elements of a tensor survive dropout with probability p, by logical (row-major) element index.
+// 16 random bits an element: counter = index / 8, element j of the eight reads the low or high half of word j
+// / 2. Outside 1/64 <= p <= 63/64 an error of 2^-17 in p would show: 32 bits, counter = index / 4, on a
+// stream of its own.
+struct KeepRule {
+  uint32_t threshold;  // keep where bits >= threshold
+  bool wide;           // 32 bits an element
+  bool none;           // p = 1 keeps nothing: 2^32 does not fit the threshold
+
+  static KeepRule of(double p) {
+    const bool wide = p < 1.0 / 64 || p > 63.0 / 64;
+    const double scaled = p * (wide ? 4294967296.0 : 65536.0) + 0.5;
+    return {scaled >= 4294967295.0 ? 4294967295u : uint32_t(scaled), wide, p >= 1};
+  }
+};
+
+constexpr uint32_t kWideStream = 1;
+
+FASTDL_HOST_DEVICE bool keep_in_word8(const Philox4& r, int j, uint32_t threshold) {
+  return ((r.word[j / 2] >> (16 * (j % 2))) & 0xFFFFu) >= threshold;
+}
+
+// The general form, one element at a time; kernels read eight (or four) per philox call.
+FASTDL_HOST_DEVICE bool keep_element(uint64_t seed, uint64_t index, const KeepRule& rule) {
+  if (rule.none) return false;
+  if (rule.wide) return philox(seed, index / 4, kWideStream).word[index % 4] >= rule.threshold;
+  return keep_in_word8(philox(seed, index / 8), int(index % 8), rule.threshold);
+}
+
+}  // namespace fastdl

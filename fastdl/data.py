@@ -1,0 +1,1 @@
+"""Batch transforms, resident data sets and prefetching."""

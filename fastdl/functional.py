@@ -1,0 +1,1 @@
+"""Counterpart of torch.nn.functional for what fastdl provides."""

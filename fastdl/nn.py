@@ -1,0 +1,1 @@
+"""Counterpart of torch.nn for what fastdl provides."""
