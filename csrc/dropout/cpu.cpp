@@ -36,7 +36,7 @@ struct Work {
 };
 
 // The same with types, for one element at a time.
-template <class scalar_t, bool kRectify>
+template <class scalar_t, bool kRectify, bool kResidual>
 struct Elements {
   using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
   const scalar_t *input, *sign, *residual;
@@ -58,7 +58,8 @@ struct Elements {
       value = acc_t(sign[i]) <= 0 ? below : value;
     }
     value = keep ? value * scale : acc_t(0);
-    output[i] = scalar_t(residual ? value + acc_t(residual[i]) : value);
+    if constexpr (kResidual) value += acc_t(residual[i]);
+    output[i] = scalar_t(value);
   }
 };
 
@@ -124,8 +125,13 @@ void run(Work work, const Tensor& input, const optional<Tensor>& sign, const opt
   dispatch_floating("dropout", input.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      gate ? run_range<Elements<scalar_t, true>>(work, begin, end)
-           : run_range<Elements<scalar_t, false>>(work, begin, end);
+      if (gate) {
+        res ? run_range<Elements<scalar_t, true, true>>(work, begin, end)
+            : run_range<Elements<scalar_t, true, false>>(work, begin, end);
+      } else {
+        res ? run_range<Elements<scalar_t, false, true>>(work, begin, end)
+            : run_range<Elements<scalar_t, false, false>>(work, begin, end);
+      }
     });
   });
   if (!output.is_contiguous()) torch::stable::copy_(output, out);
