@@ -1,1 +1,3 @@
 """Counterpart of torch.nn.functional for what fastdl provides."""
+
+from fastdl.linear import linear as linear
