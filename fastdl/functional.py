@@ -5,3 +5,4 @@ from fastdl.dropout import dropout1d as dropout1d
 from fastdl.dropout import dropout2d as dropout2d
 from fastdl.dropout import dropout3d as dropout3d
 from fastdl.batch_norm import batch_norm as batch_norm
+from fastdl.linear import linear as linear
