@@ -78,7 +78,8 @@ if cuda:
                                                                "BFLOAT16_CONVERSIONS"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]
     link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-include_dirs = [os.path.abspath("csrc"), *cpp_extension.include_paths(), pybind11.get_include()]
+# pybind11 before torch, whose own copy refuses the stable ABI in some versions
+include_dirs = [os.path.abspath("csrc"), pybind11.get_include(), *cpp_extension.include_paths()]
 extension = Extension(
     "fastdl._C", sources, include_dirs=include_dirs, language="c++", library_dirs=library_dirs, libraries=["torch_cpu"],
     extra_compile_args=args, extra_link_args=link,
