@@ -51,7 +51,7 @@ struct Adam {
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
     const T m = state[0] = lerp(state[0], g, weight1);
-    T v = state[1] = state[1] * beta2 + weight2 * g * g;
+    T v = state[1] = std::fma(weight2 * g, g, state[1] * beta2);
     if constexpr (kAmsgrad) v = state[2] = v < state[2] ? state[2] : v;  // NaN in v stays
     p += minus_step_size * m / (std::sqrt(v) / root_correction2 + eps);
   }
@@ -68,10 +68,10 @@ struct RmsProp {
       : alpha(o.alpha), weight(1 - o.alpha), eps(o.eps), momentum(o.momentum), minus_lr(-o.lr) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
-    T v = state[0] = state[0] * alpha + weight * g * g;
+    T v = state[0] = std::fma(weight * g, g, state[0] * alpha);
     if constexpr (kCentered) {
       const T mean = state[1] = lerp(state[1], g, weight);
-      v -= mean * mean;
+      v = std::fma(-mean, mean, v);
     }
     const T root = std::sqrt(v) + eps;
     if constexpr (kMomentum) {
@@ -93,7 +93,7 @@ struct Adagrad {
   Adagrad(const Options& o, double step) : minus_lr(-o.lr / (1 + (step - 1) * o.lr_decay)), eps(o.eps) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
-    const T sum = state[0] = state[0] + g * g;
+    const T sum = state[0] = std::fma(g, g, state[0]);
     p += minus_lr * g / (std::sqrt(sum) + eps);
   }
 };
