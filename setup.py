@@ -62,7 +62,8 @@ os.chdir(Path(__file__).parent)
 os.environ.setdefault("MAX_JOBS", str(default_jobs()))
 cuda = cuda_home()
 common = ["-std=c++20", "-O3", "-g0", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
+       "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # as torch: sqrt vectorises, bits agree  # fmt: skip
 sources = ["csrc/module.cpp", *sorted(glob("csrc/*/cpu.cpp"))]
 link, library_dirs = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"], cpp_extension.library_paths()
 args = {"cxx": cxx}
@@ -77,7 +78,8 @@ if cuda:
                                                                "BFLOAT16_CONVERSIONS"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]
     link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-include_dirs = [os.path.abspath("csrc"), *cpp_extension.include_paths(), pybind11.get_include()]
+# pybind11 before torch, whose own copy refuses the stable ABI in some versions
+include_dirs = [os.path.abspath("csrc"), pybind11.get_include(), *cpp_extension.include_paths()]
 extension = Extension(
     "fastdl._C", sources, include_dirs=include_dirs, language="c++", library_dirs=library_dirs, libraries=["torch_cpu"],
     extra_compile_args=args, extra_link_args=link,

@@ -48,6 +48,8 @@ struct KeepRule {
     const double scaled = p * (wide ? 4294967296.0 : 65536.0) + 0.5;
     return {scaled >= 4294967295.0 ? 4294967295u : uint32_t(scaled), wide, p >= 1};
   }
+  // What a kept element is multiplied with; p = 1 keeps none, and must not make an infinity.
+  static double scale(double p) { return p >= 1 ? 0.0 : 1.0 / (1.0 - p); }
 };
 
 constexpr uint32_t kWideStream = 1;
