@@ -264,9 +264,7 @@ class FusedOptimizer(Optimizer):
         scale = getattr(self, "grad_scale", None)
         return norm if scale is None else norm / scale.to(norm.device)
 
-    def _run(
-        self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None
-    ) -> None:
+    def _run(self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None) -> None:
         def here(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device)
 
