@@ -1,23 +1,7 @@
-// Eight lanes at a time for the CPU op: loads that widen, stores that round, and the activations.
-// Compiler vectors, so that one source serves every instruction set; FASTDL_CLONES picks one when it loads.
-#pragma once
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FASTDL_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
-#else
-#define FASTDL_CLONES
-#endif
-#define FASTDL_LANES inline __attribute__((always_inline))
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
-#endif
-
-namespace fastdl::lanes {
+// Eight lanes at a time for the CPU op: loads that widen, stores that round, and the activations. Compiler
+// vectors, so that one source serves every instruction set; cpu.cpp includes it once for each, in a namespace
+// FASTDL_ISA of its own.
+namespace fastdl::FASTDL_ISA {
 
 constexpr int kLanes = 8;
 template <class T>
@@ -30,18 +14,6 @@ using F = Vec<float>;
 using D = Vec<double>;
 using U = Vec<uint32_t>;
 using I = Vec<int32_t>;
-
-// The type that a dtype is computed in.
-template <class scalar_t>
-struct AccType {
-  using type = float;
-};
-template <>
-struct AccType<double> {
-  using type = double;
-};
-template <class scalar_t>
-using acc_of = typename AccType<scalar_t>::type;
 
 template <class V, class S>
 FASTDL_LANES V splat(S value) {
@@ -143,9 +115,6 @@ FASTDL_LANES D normal_cdf(D x, D* bell) {
   return y;
 }
 
-// fastdl/activation.py CODES
-enum Activation : int64_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };
-
 template <class V>
 FASTDL_LANES V sigmoid(V x) {
   return 1 / (1 + exp(-x));
@@ -199,4 +168,4 @@ FASTDL_LANES V activation_backward(V grad, V x, int64_t activation) {
   }
 }
 
-}  // namespace fastdl::lanes
+}  // namespace fastdl::FASTDL_ISA
