@@ -39,8 +39,13 @@ class _Gemm(torch.autograd.Function):
 def gemm(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices or of two equal batches of them; differentiable any number of times."""
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _Gemm.apply(a, b)  # type: ignore[no-any-return]
+        return _Gemm.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
     return GEMM(a, b)  # type: ignore[no-any-return]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two matrices of one floating dtype: `gemm`, or torch's own kernels on CPU tensors."""
+    return gemm(a, b) if a.is_cuda or GEMM.run is not GEMM.overload else torch.matmul(a, b)
 
 
 def transforms_active() -> bool:
@@ -81,7 +86,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     rows, columns = a.shape[-2:-1], b.shape[-1:]
     if b.dim() == 2:  # a's batch becomes rows: one product, and b's gradient needs no sum over the batch
         batch = a.shape[:-2]
-        result = gemm(a.reshape(-1, a.size(-1)) if a.dim() > 2 else a, b)
+        result = gemm(a.flatten(0, -2), b)
     else:
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         size = batch.numel()

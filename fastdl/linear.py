@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdl import _library
 from fastdl.activation import CODES, activate, activation_backward, check_activation
-from fastdl.gemm import FLOATING, autocast, has_kernel, matmul, transforms_active
+from fastdl.gemm import FLOATING, autocast, has_kernel, product, transforms_active
 from fastdl.philox import keep_mask, new_seed
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -100,9 +100,9 @@ class _Linear(torch.autograd.Function):
         else:
             grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs_bias)
         if needs_input:
-            grad_input = matmul(grad, weight)
+            grad_input = product(_rows(grad), weight).view(input.shape)
         if needs_weight:
-            grad_weight = matmul(_rows(grad).mT, _rows(input))
+            grad_weight = product(_rows(grad).mT, _rows(input))
         grad_residual = grad_output if ctx.needs_input_grad[3] else None
         return grad_input, grad_weight, grad_bias if needs_bias else None, grad_residual, None, None, None
 
@@ -152,14 +152,15 @@ def linear(
     preactivation = None if fits else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
     if residual is not None and residual.shape != shape:
         raise RuntimeError(
-            f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; expand it first"
+            f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; "
+            "expand it first"
         )
     seed = new_seed(input.device) if p > 0 else None
     if preactivation is not None:
         output = _drop(activate(preactivation, activation), seed, p)
         return output if residual is None else output + residual
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
-        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return]
+        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
     return FORWARD(*operands, residual, seed, CODES[activation], p, False)[0]  # type: ignore[no-any-return]
 
 
