@@ -8,7 +8,7 @@ from fastdl import _library
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def reference(a: Tensor, b: Tensor) -> Tensor:
+def matmul_reference(a: Tensor, b: Tensor) -> Tensor:
     """Return c[..., m, n] = sum over k of a[..., m, k] b[..., k, n]."""
     return torch.matmul(a, b)
 
@@ -17,7 +17,7 @@ def _fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.size(-1)))
 
 
-GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=reference)
+GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=matmul_reference)
 
 
 class _Gemm(torch.autograd.Function):
