@@ -2,6 +2,6 @@
 
 from fastdl.dropout import dropout_backward_reference as dropout_backward_reference
 from fastdl.dropout import dropout_reference as dropout_reference
-from fastdl.gemm import reference as matmul
-from fastdl.linear import reference as linear
-from fastdl.linear import reference_backward as linear_backward
+from fastdl.gemm import matmul_reference as matmul_reference
+from fastdl.linear import linear_backward_reference as linear_backward_reference
+from fastdl.linear import linear_reference as linear_reference
