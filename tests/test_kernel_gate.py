@@ -32,18 +32,15 @@ def test_report_is_read():
     assert any("spills 16 bytes out, 24 bytes in" in text for text in bad.violations())
 
 
+# 64 values alive across a barrier, 32 registers a thread.
 SPILL = """
 __global__ void __launch_bounds__(1024, 2) spilling_kernel(const float* x, float* y) {
-  float v[96];
+  float v[64];
 #pragma unroll
-  for (int i = 0; i < 96; ++i) v[i] = x[i * 1024 + threadIdx.x];
+  for (int i = 0; i < 64; ++i) v[i] = x[i * 1024 + threadIdx.x];
+  __syncthreads();
 #pragma unroll
-  for (int j = 0; j < 96; ++j) {
-#pragma unroll
-    for (int i = 0; i < 96; ++i) v[i] = v[i] * v[(i * 5 + j) % 96] + v[(i + 7) % 96];
-  }
-#pragma unroll
-  for (int i = 0; i < 96; ++i) y[i * 1024 + threadIdx.x] = v[i];
+  for (int i = 0; i < 64; ++i) y[i * 1024 + threadIdx.x] = v[63 - i];
 }
 """
 CLEAN = "__global__ void clean_kernel(float* y) { y[threadIdx.x] = 1; }\n"
@@ -64,7 +61,6 @@ def test_clean_kernel_passes_and_is_listed(tmp_path):
 
 
 @needs_nvcc
-@pytest.mark.slow
 def test_spilling_kernel_fails_by_name(tmp_path):
     source = tmp_path / "spill.cu"
     source.write_text(SPILL)
