@@ -76,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def dependencies(depfile: Path) -> list[str]:
     """Return the project's own files that a compilation read; torch and the compiler have versions instead."""
-    words = depfile.read_text().replace("\\\n", " ").split()[1:]
+    words = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
     own = {os.path.relpath(word, ROOT) for word in words if Path(word).resolve().is_relative_to(ROOT)}
     return sorted(path for path in own if "site-packages" not in path)
 
