@@ -62,22 +62,26 @@ os.chdir(Path(__file__).parent)
 os.environ.setdefault("MAX_JOBS", str(default_jobs()))
 cuda = cuda_home()
 common = ["-std=c++20", "-O3", "-g0", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
+       "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # as torch: sqrt vectorises, bits agree  # fmt: skip
 sources = ["csrc/module.cpp", *sorted(glob("csrc/*/cpu.cpp"))]
 link, library_dirs = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"], cpp_extension.library_paths()
 args = {"cxx": cxx}
 if cuda:
     cpp_extension.CUDA_HOME = cuda  # None under a CPU-only torch, which would then not find nvcc
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0a+PTX"
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:  # torch would take 9.0, without wgmma; 9.0a's PTX runs on 9.0 alone
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} or {(8, 0), (9, 0)}
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{a}.{b}{'a' if a == 9 else '+PTX'}" for a, b in sorted(found))
     sources += sorted(glob("csrc/*/op.cpp") + glob("csrc/*/api.cu"))
-    args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include"]
+    args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
+                   f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
                     *(f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS",
                                                                "BFLOAT16_CONVERSIONS"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]
     link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-include_dirs = [os.path.abspath("csrc"), *cpp_extension.include_paths(), pybind11.get_include()]
+# pybind11 before torch, whose own copy refuses the stable ABI in some versions
+include_dirs = [os.path.abspath("csrc"), pybind11.get_include(), *cpp_extension.include_paths()]
 extension = Extension(
     "fastdl._C", sources, include_dirs=include_dirs, language="c++", library_dirs=library_dirs, libraries=["torch_cpu"],
     extra_compile_args=args, extra_link_args=link,

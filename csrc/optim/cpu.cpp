@@ -1,0 +1,303 @@
+// One optimizer step over all parameters on CPU tensors: one pass over memory, two with gradient clipping.
+#include "records.h"
+#include "rounding.h"
+#include "rules.h"
+
+#include <bit>
+
+namespace fastdl::optim {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kTile = 4096;  // elements a thread takes at a time
+constexpr int64_t kChunk = 512;  // elements converted to T at a time: all operands fit the first-level cache
+constexpr int64_t kGrain = 8;    // tiles a thread takes at least
+
+// Defines `name` and, on x86, the same code for AVX2 and AVX-512; `name` picks what the machine has.
+#if defined(__x86_64__)
+const int kVectorLevel = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? 2
+                         : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")       ? 1
+                                                                                                 : 0;
+#define FASTDL_VECTORISED(head, name, parameters, arguments)                                               \
+  head __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512"))) void \
+      name##_avx512 parameters {                                                                           \
+    name##_body arguments;                                                                                 \
+  }                                                                                                        \
+  head __attribute__((target("avx2,fma,f16c"))) void name##_avx2 parameters { name##_body arguments; }     \
+  head void name##_portable parameters { name##_body arguments; }                                          \
+  head void name parameters {                                                                              \
+    if (kVectorLevel == 2) return name##_avx512 arguments;                                                 \
+    if (kVectorLevel == 1) return name##_avx2 arguments;                                                   \
+    name##_portable arguments;                                                                             \
+  }
+#else
+#define FASTDL_VECTORISED(head, name, parameters, arguments) \
+  head void name parameters { name##_body arguments; }
+#endif
+#define FASTDL_COMMA ,
+#define FASTDL_INLINE inline __attribute__((always_inline))
+
+// Memory offset of the logical element `index`, then of its successors in row-major order.
+class Walk {
+ public:
+  Walk(const Record& r, const int64_t* strides, int64_t index) : r_(r), strides_(strides), place_(r.dim) {
+    for (int64_t d = r.dim - 1; d >= 0; --d) {
+      place_[d] = index % r.sizes[d];
+      index /= r.sizes[d];
+      offset_ += place_[d] * strides[d];
+    }
+  }
+  int64_t next() {
+    const int64_t offset = offset_;
+    for (int64_t d = r_.dim - 1; d >= 0; --d) {
+      offset_ += strides_[d];
+      if (++place_[d] < r_.sizes[d]) break;
+      offset_ -= place_[d] * strides_[d];
+      place_[d] = 0;
+    }
+    return offset;
+  }
+
+ private:
+  const Record& r_;
+  const int64_t* strides_;
+  std::vector<int64_t> place_;
+  int64_t offset_ = 0;
+};
+
+template <class F>
+void with_type(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+template <class From, class To>
+FASTDL_INLINE void convert_body(const From* from, To* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
+}
+FASTDL_VECTORISED(template <class From FASTDL_COMMA class To>, convert, (const From* from, To* to, int64_t n),
+                  (from, to, n))
+
+template <class T>
+constexpr ScalarType kTypeOf = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+// Elements [begin, begin + n) as T: the memory itself where it is that already, else converted into `buffer`.
+template <class T>
+T* load(const Record& r, const Operand& operand, int64_t begin, int64_t n, T* buffer) {
+  if (operand.dtype == kTypeOf<T> && !operand.strides) return static_cast<T*>(operand.data) + begin;
+  with_type(operand.dtype, [&](auto zero) {
+    const auto* data = static_cast<const decltype(zero)*>(operand.data);
+    if (!operand.strides) return convert(data + begin, buffer, n);
+    Walk walk(r, operand.strides, begin);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(data[walk.next()]);
+  });
+  return buffer;
+}
+
+// Writes back what `load` gave; nothing to do where that was the memory itself.
+template <class T>
+void store(const Record& r, const Operand& operand, int64_t begin, int64_t n, const T* values) {
+  if (operand.dtype == kTypeOf<T> && !operand.strides) return;
+  with_type(operand.dtype, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    auto* data = static_cast<scalar_t*>(operand.data);
+    if (!operand.strides) return convert(values, data + begin, n);
+    Walk walk(r, operand.strides, begin);
+    for (int64_t i = 0; i < n; ++i) data[walk.next()] = scalar_t(values[i]);
+  });
+}
+
+// Rounds values in place to numbers that a 16-bit operand holds exactly. Streams: four a parameter
+// (rounding.h).
+template <class T>
+void round_stochastically(const Record& r, const Operand& operand, int slot, int64_t begin, int64_t n,
+                          T* values, uint64_t seed) {
+  Philox4 random{};
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t index = uint64_t(begin + i);
+    if (i == 0 || index % 8 == 0) random = philox(seed, index / 8, 4 * r.ordinal + slot);
+    const float value = float(values[i]);
+    if (!std::isfinite(value)) continue;
+    const uint32_t bits = rounding_bits(random, index);
+    values[i] = operand.dtype == ScalarType::Half
+                    ? round_to_float16(value, bits)
+                    : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
+  }
+}
+
+template <class T, class Rule>
+FASTDL_INLINE void apply_body(const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states,
+                              int64_t n) {
+  constexpr int kStates = Rule::kStates;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    T state[kStates + 1];
+    for (int k = 0; k < kStates; ++k) state[k] = states[k][i];
+    shared(rule, p[i], g[i], state);
+    for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
+  }
+}
+FASTDL_VECTORISED(template <class T FASTDL_COMMA class Rule>, apply,
+                  (const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states, int64_t n),
+                  (shared, rule, p, g, states, n))
+
+template <class T>
+FASTDL_INLINE void average_body(T* ema, const T* p, T weight, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) ema[i] = lerp(ema[i], p[i], weight);
+}
+FASTDL_VECTORISED(template <class T>, average, (T * ema, const T* p, T weight, int64_t n),
+                  (ema, p, weight, n))
+
+struct Call {
+  double grad_factor;  // unscale and clip
+  uint64_t seed;
+};
+
+// The step for elements [begin, end) of a parameter.
+template <class T, class Rule>
+void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
+  constexpr int kStates = Rule::kStates;
+  const Options& o = *r.options;
+  const Shared<T> shared(o, call.grad_factor);
+  const bool dithers = o.stochastic_rounding != 0;
+  const Operand& truth = r.master.data ? r.master : r.param;
+  T buffers[3 + kStates][kChunk];
+  for (; begin < end; begin += kChunk) {
+    const int64_t n = std::min(kChunk, end - begin);
+    T* p = load(r, truth, begin, n, buffers[0]);
+    const T* g = load(r, r.grad, begin, n, buffers[1]);
+    T* states[kStates + 1];
+    for (int k = 0; k < kStates; ++k) states[k] = load(r, r.state[k], begin, n, buffers[2 + k]);
+    apply(shared, rule, p, g, states, n);
+    for (int k = 0; k < kStates; ++k) {
+      if (dithers && is_low_precision(r.state[k].dtype)) {
+        round_stochastically(r, r.state[k], 1 + k, begin, n, states[k], call.seed);
+      }
+      store(r, r.state[k], begin, n, states[k]);
+    }
+    if (dithers && is_low_precision(truth.dtype)) round_stochastically(r, truth, 0, begin, n, p, call.seed);
+    store(r, truth, begin, n, p);
+    if (r.master.data) store(r, r.param, begin, n, p);
+    if (r.ema.data) {
+      T* ema = load(r, r.ema, begin, n, buffers[2 + kStates]);
+      average(ema, load(r, truth, begin, n, p), T(1 - o.ema_decay), n);  // of the parameter as rounded
+      store(r, r.ema, begin, n, ema);
+    }
+  }
+}
+
+// Adds the squares of n gradients to sums: eight partial sums in double, always in the same order.
+FASTDL_INLINE void add_squares_body(const double* g, int64_t n, double* sums) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int k = 0; k < 8; ++k) sums[k] += g[i + k] * g[i + k];
+  }
+  for (; i < n; ++i) sums[i % 8] += g[i] * g[i];
+}
+FASTDL_VECTORISED(, add_squares, (const double* g, int64_t n, double* sums), (g, n, sums))
+
+double square_sum(const Record& r, double inv_scale, int64_t begin, int64_t end) {
+  double sums[8] = {}, buffer[kChunk];
+  for (; begin < end; begin += kChunk) {
+    const int64_t n = std::min(kChunk, end - begin);
+    add_squares(load(r, r.grad, begin, n, buffer), n, sums);
+  }
+  double sum = 0;
+  for (double s : sums) sum += s;
+  return sum * inv_scale * inv_scale;
+}
+
+// Calls f(record, begin, end, tile) for every tile of every parameter, on all threads.
+template <class F>
+void for_each_tile(const std::vector<Record>& records, int64_t tiles, F&& f) {
+  torch::stable::parallel_for(0, tiles, kGrain, [&](int64_t tile, int64_t end) {
+    auto r = std::upper_bound(records.begin(), records.end(), tile,
+                              [](int64_t t, const Record& record) { return t < record.first_tile; }) -
+             1;
+    for (; tile < end; ++r) {
+      const int64_t last = r + 1 == records.end() ? tiles : r[1].first_tile;
+      for (; tile < std::min(last, end); ++tile) {
+        const int64_t begin = (tile - r->first_tile) * kTile;
+        f(*r, begin, std::min(begin + kTile, r->numel), tile);
+      }
+    }
+  });
+}
+
+double step_of(const Record& r) {
+  if (!r.step.data) return 0;
+  return r.step.dtype == ScalarType::Double ? *static_cast<double*>(r.step.data)
+                                            : *static_cast<float*>(r.step.data);
+}
+
+void advance_step(const Record& r) {
+  if (!r.step.data) return;
+  with_type(r.step.dtype,
+            [&](auto zero) { *static_cast<decltype(zero)*>(r.step.data) += decltype(zero)(1.f); });
+}
+
+}  // namespace
+
+// See fastdl/optim/_step.py for the arguments.
+void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
+                    std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
+                    std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
+                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed) {
+  const RuleName name = RuleName(rule);
+  const std::vector<Options> rows = read_options(options, lrs);
+  STD_TORCH_CHECK(grads.size() == params.size() && counts.size() == rows.size(),
+                  "optim_step_: every parameter needs a gradient, and every count a row of options");
+  for (const auto* list : {&params, &grads, &states}) {
+    for (const Tensor& t : *list)
+      STD_TORCH_CHECK(t.is_cpu(), "optim_step_: parameters, gradients and states must be on one device");
+  }
+  std::vector<Record> records = RecordReader(name, {params, grads, states, counts}).read(rows);
+  int64_t tiles = 0;
+  for (Record& r : records) {
+    r.first_tile = tiles;
+    tiles += (r.numel + kTile - 1) / kTile;
+  }
+  if (found_inf && read_scalar(*found_inf) != 0) return;
+
+  Call call{grad_scale ? double(float(1 / read_scalar(*grad_scale))) : 1.0, 0};
+  if (seed) call.seed = uint64_t(*seed->const_data_ptr<int64_t>());
+  if (max_grad_norm) {
+    double norm = 0;
+    if (grad_norm) {
+      norm = read_scalar(*grad_norm);
+    } else {
+      std::vector<double> sums(static_cast<size_t>(tiles));  // added in order: bits do not depend on threads
+      for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t tile) {
+        sums[size_t(tile)] = square_sum(r, call.grad_factor, begin, end);
+      });
+      for (double s : sums) norm += s;
+      norm = std::sqrt(norm);
+    }
+    if (found_inf && !std::isfinite(norm)) return;
+    const double clip = *max_grad_norm / (norm + 1e-6);
+    call.grad_factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
+  }
+  for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t) {
+    const double step = step_of(r) + 1;
+    auto run = [&]<class T>(T) {
+      with_rule<T>(name, *r.options,
+                   [&]<class Rule>() { update<T>(r, call, Rule(*r.options, step), begin, end); });
+    };
+    r.param.dtype == ScalarType::Double ? run(double{}) : run(float{});
+  });
+  for (const Record& r : records) advance_step(r);
+}
+
+FASTDL_CPU_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step_cpu)); }
+
+}  // namespace fastdl::optim

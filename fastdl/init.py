@@ -1,0 +1,282 @@
+"""Initialization: torch.nn.init's functions on one reproducible stream, and `initialize` for a whole model.
+
+An element's value depends on the seed, the parameter's name and the element's index in the whole (unsharded,
+row-major) tensor, and on nothing else: it is the same on CPU and GPU, in any memory layout, for a shard of a DTensor
+and for any slice whose offset is given.
+
+Sources: Glorot and Bengio 2010; He, Zhang, Ren and Sun 2015.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from fastdl._init import CONSTANT, NORMAL, TRUNCATED, UNIFORM, Fill, Rule, check, key_of, new_seed, place, run
+
+
+class Stream(TypedDict, total=False):
+    """Keyword arguments of every random function here: which stream of numbers, and where in it.
+
+    seed: an integer; by default drawn from `generator`, or from torch's, so that torch.manual_seed rules.
+    name: streams of different names are independent.
+    offset: global (row-major) index of the tensor's first element; with global_shape also its coordinates.
+    global_shape: shape of the whole tensor of which this one is a box; fans are taken from it.
+    """
+
+    seed: int | None
+    name: str
+    offset: int | Sequence[int]
+    global_shape: Sequence[int] | None
+
+
+# Rules: how a tensor's shape and the arguments become a distribution. The errors are torch's.
+
+
+def _constant(tensor: Tensor, val: float) -> Rule:
+    return Rule(CONSTANT, (val,))
+
+
+def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Rule:
+    limit = torch.finfo(tensor.dtype).max if tensor.is_floating_point() else math.inf
+    for name, value in (("from", a), ("to", b)):
+        if not -limit <= value <= limit:
+            raise RuntimeError(f"{name} is out of bounds for {str(tensor.dtype).removeprefix('torch.')}")
+    if a > b:
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
+    return Rule(UNIFORM, (a, b))
+
+
+def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Rule:
+    if not std >= 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
+    return Rule(NORMAL, (mean, std))
+
+
+def _trunc_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Rule:
+    if not std > 0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std {std}; trunc_normal_ needs std > 0")
+    if not a <= b:
+        raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
+    if mean < a - 2 * std or mean > b + 2 * std:
+        warnings.warn(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
+            "The distribution of values may be incorrect.",
+            stacklevel=4,
+        )
+    low, high = (a - mean) / std, (b - mean) / std
+    if min(abs(low), abs(high)) > 6 and low * high > 0:
+        raise ValueError(f"trunc_normal_: [a, b] = [{a}, {b}] must come within 6 std of mean; mean={mean}, std={std}")
+    if low + high > 0:  # mirrored, so that the probabilities are small numbers, which float32 holds well
+        low, high, std = -high, -low, -std
+    return Rule(
+        TRUNCATED, (mean, std, a, b, 0.5 * math.erfc(-low / math.sqrt(2)), 0.5 * math.erfc(-high / math.sqrt(2)))
+    )
+
+
+def _fans(tensor: Tensor) -> tuple[int, int]:
+    if tensor.dim() < 2:
+        raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
+    receptive_field = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * receptive_field, tensor.shape[0] * receptive_field
+
+
+def _xavier_std(tensor: Tensor, gain: float) -> float:
+    return gain * math.sqrt(2.0 / max(sum(_fans(tensor)), 1))
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    if mode.lower() not in ("fan_in", "fan_out"):
+        raise ValueError(f"Mode {mode.lower()} not supported, please use one of ['fan_in', 'fan_out']")
+    fan = _fans(tensor)[mode.lower() == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))
+
+
+def _xavier_uniform(tensor: Tensor, gain: float = 1.0) -> Rule:
+    bound = math.sqrt(3.0) * _xavier_std(tensor, gain)
+    return _uniform(tensor, -bound, bound)
+
+
+def _xavier_normal(tensor: Tensor, gain: float = 1.0) -> Rule:
+    return _normal(tensor, 0.0, _xavier_std(tensor, gain))
+
+
+def _kaiming_uniform(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Rule:
+    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return _uniform(tensor, -bound, bound)
+
+
+def _kaiming_normal(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Rule:
+    return _normal(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
+
+
+_SCHEMES: dict[str, Callable[..., Rule]] = {
+    "zeros": lambda tensor: _constant(tensor, 0.0),
+    "constant": _constant,
+    "uniform": _uniform,
+    "normal": _normal,
+    "trunc_normal": _trunc_normal,
+    "xavier_uniform": _xavier_uniform,
+    "xavier_normal": _xavier_normal,
+    "kaiming_uniform": _kaiming_uniform,
+    "kaiming_normal": _kaiming_normal,
+}
+
+
+def _fill(
+    tensor: Tensor,
+    scheme: str,
+    arguments: tuple[Any, ...],
+    generator: torch.Generator | None,
+    stream: Stream,
+) -> Tensor:
+    unknown = stream.keys() - Stream.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"{scheme}_() got an unexpected keyword argument {min(unknown)!r}")
+    seed, shape = stream.get("seed"), stream.get("global_shape")
+    whole = tensor if shape is None else torch.empty(shape, dtype=tensor.dtype, device="meta")
+    if scheme.startswith("kaiming") and 0 in whole.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        return tensor
+    rule = _SCHEMES[scheme](whole, *arguments)
+    local, offset, steps = place(tensor, stream.get("offset", 0), shape)
+    check(local, scheme)
+    seed = new_seed(generator) if seed is None else int(seed)
+    run([Fill(local, rule, key_of(seed, stream.get("name", "")), offset, steps)])
+    return tensor
+
+
+_Generator = torch.Generator | None
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    """Fill with 0."""
+    return nn.init.zeros_(tensor)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Fill with 1."""
+    return nn.init.ones_(tensor)
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Fill with `val`."""
+    return nn.init.constant_(tensor, val)
+
+
+def uniform_(
+    tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
+) -> Tensor:
+    """Fill from U(a, b). RuntimeError unless a ≤ b and both are finite. `stream`: see `Stream`."""
+    return _fill(tensor, "uniform", (a, b), generator, stream)
+
+
+def normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
+) -> Tensor:
+    """Fill from N(mean, std²), up to 6.3 std from the mean. RuntimeError unless std ≥ 0. `stream`: see `Stream`."""
+    return _fill(tensor, "normal", (mean, std), generator, stream)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: _Generator = None,
+    **stream: Unpack[Stream],
+) -> Tensor:
+    """Fill from N(mean, std²) restricted to [a, b], by the inverse distribution function: no loop, no synchronization.
+
+    ValueError where [a, b] lies over 6 std from the mean. `stream`: see `Stream`.
+    """
+    return _fill(tensor, "trunc_normal", (mean, std, a, b), generator, stream)
+
+
+def xavier_uniform_(
+    tensor: Tensor, gain: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
+) -> Tensor:
+    """Fill from U(-a, a) with a = gain √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010). `stream`: see `Stream`."""
+    return _fill(tensor, "xavier_uniform", (gain,), generator, stream)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]) -> Tensor:
+    """Fill from N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010). `stream`: see `Stream`."""
+    return _fill(tensor, "xavier_normal", (gain,), generator, stream)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: _Generator = None,
+    **stream: Unpack[Stream],
+) -> Tensor:
+    """Fill from U(-b, b) with b = gain √(3 / fan) (He et al. 2015); `a`: leaky_relu's slope. `stream`: see `Stream`."""
+    return _fill(tensor, "kaiming_uniform", (a, mode, nonlinearity), generator, stream)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: _Generator = None,
+    **stream: Unpack[Stream],
+) -> Tensor:
+    """Fill from N(0, gain² / fan) (He et al. 2015); `a`: leaky_relu's slope. `stream`: see `Stream`."""
+    return _fill(tensor, "kaiming_normal", (a, mode, nonlinearity), generator, stream)
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """Return the recommended gain for a nonlinearity, as torch.nn.init.calculate_gain."""
+    return nn.init.calculate_gain(nonlinearity, param)  # type: ignore[arg-type]
+
+
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+
+
+def initialize(
+    model: nn.Module, scheme: str = "xavier_uniform", *, seed: int | None = None, **arguments: Any
+) -> nn.Module:
+    """Initialize every parameter of a model in one call of one op, and return the model.
+
+    Parameters of two or more dimensions get `scheme` ("zeros", "constant", "uniform", "normal", "trunc_normal",
+    "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal") with its `arguments`, each from the stream
+    of its qualified name. Biases become 0 and the weights of normalization layers (modules with an `eps`) 1; other
+    vectors and scalars stay as they are. Names are taken without the prefixes of torch.compile, FSDP and checkpoint
+    wrappers, so a sharded or compiled model gets the values of the plain one. All arguments are checked before the
+    first write. Raises ValueError for an unknown scheme.
+
+        fastdl.init.initialize(model, "kaiming_normal", seed=0, nonlinearity="relu")
+    """
+    if scheme not in _SCHEMES:
+        raise ValueError(f"initialize: scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    seed = new_seed(None) if seed is None else int(seed)
+    norms = {id(m.weight) for m in model.modules() if hasattr(m, "eps") and hasattr(m, "weight")}
+    fills = []
+    for qualified, parameter in model.named_parameters():
+        name = _WRAPPERS.sub("", qualified)
+        leaf = name.rpartition(".")[2]
+        if id(parameter) in norms:
+            rule = _constant(parameter, 1.0)
+        elif "bias" in leaf:
+            rule = _constant(parameter, 0.0)
+        elif parameter.dim() >= 2 and parameter.numel():
+            rule = _SCHEMES[scheme](parameter, **arguments)
+        else:
+            continue
+        local, offset, steps = place(parameter, 0, None)
+        check(local, scheme)
+        fills.append(Fill(local, rule, key_of(seed, name), offset, steps))
+    run(fills)
+    return model

@@ -1,0 +1,299 @@
+"""What all optimizers share: options, state, and the step that hands everything to one op."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
+
+from fastdl.optim._step import LOW_PRECISION, OPTIONS, Rule, optim_step
+from fastdl.optim._torch_path import Part, check_part, step_in_torch
+from fastdl.philox import new_seed
+
+EXTRAS: dict[str, Any] = {
+    "l1": 0.0,
+    "l1_mode": "subgradient",
+    "max_grad_norm": None,
+    "ema_decay": None,
+    "master_weights": False,
+    "stochastic_rounding": False,
+}
+
+
+def _check_extras(name: str, group: Mapping[str, Any]) -> None:
+    if not group["l1"] >= 0.0:
+        raise ValueError(f"Invalid l1 value: {group['l1']}; {name} needs l1 >= 0")
+    if group["l1_mode"] not in ("subgradient", "proximal"):
+        raise ValueError(f"Invalid l1_mode: {group['l1_mode']!r}; {name} knows 'subgradient' and 'proximal'")
+    if group["max_grad_norm"] is not None and not group["max_grad_norm"] > 0.0:
+        raise ValueError(f"Invalid max_grad_norm value: {group['max_grad_norm']}; {name} needs None or a norm > 0")
+    if group["ema_decay"] is not None and not 0.0 <= group["ema_decay"] < 1.0:
+        raise ValueError(f"Invalid ema_decay value: {group['ema_decay']}; {name} needs None or 0 <= ema_decay < 1")
+    if group["master_weights"] and group["stochastic_rounding"]:
+        raise ValueError(f"{name}: master_weights and stochastic_rounding exclude each other; drop one")
+
+
+class _Batch:
+    """The op's lists for the parameters of one device, and the states to keep once the step has succeeded."""
+
+    def __init__(self) -> None:
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: list[Tensor] = []
+        self.lrs: list[Tensor] = []
+        self.counts: list[int] = []
+        self.options: list[float] = []
+        self.rounds = False
+
+
+class FusedOptimizer(Optimizer):
+    """Mixin in front of a torch optimizer: torch's class holds options and state, this one takes the step."""
+
+    _rule: Rule
+    _accepts_sparse = False
+    _torch_step: Callable[..., Any]
+    _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
+
+    def __init_subclass__(cls) -> None:
+        """Show torch's signature with the extras behind it."""
+        torch_class = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
+        own = inspect.signature(torch_class.__init__).parameters.values()
+        extras = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in EXTRAS.items()]
+        cls.__signature__ = inspect.Signature([*list(own)[1:], *extras])  # type: ignore[attr-defined]
+        cls._torch_step = staticmethod(inspect.unwrap(torch_class.step))  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        *args: Any,
+        l1: float = 0.0,
+        l1_mode: str = "subgradient",
+        max_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        master_weights: bool = False,
+        stochastic_rounding: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._extras = dict(
+            zip(EXTRAS, (l1, l1_mode, max_grad_norm, ema_decay, master_weights, stochastic_rounding), strict=True)
+        )
+        super().__init__(*args, **kwargs)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch does, with the extras among its options."""
+        for name, value in self._extras.items():
+            self.defaults.setdefault(name, value)
+        if isinstance(param_group, dict):
+            _check_extras(type(self).__name__, {**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._extras = {name: self.defaults.get(name, value) for name, value in EXTRAS.items()}
+        for group in self.param_groups:  # a checkpoint of torch's knows no extras
+            for name, value in self._extras.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class or of torch's. float32 states of 16-bit parameters stay float32."""
+        super().load_state_dict(state_dict)
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        for key, p in zip(saved, own, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                if name != "step" and isinstance(value, Tensor) and p.dtype in LOW_PRECISION:
+                    if value.dtype == torch.float32:
+                        self.state[p][name] = value.to(device=p.device, copy=True)
+
+    def ema_parameters(self) -> list[Tensor]:
+        """Return the averages of all parameters in the order of param_groups; of one that never moved, itself.
+
+        Raises RuntimeError where ema_decay is not set.
+        """
+        averages = []
+        for group in self.param_groups:
+            if group["ema_decay"] is None:
+                raise RuntimeError(f"{type(self).__name__}.ema_parameters: no averages are kept; set ema_decay=0.999")
+            averages += [self.state.get(p, {}).get("ema", p.detach()) for p in group["params"]]
+        return averages
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step: all groups, all tensors, one call. A step that raises has changed nothing.
+
+        Args:
+            closure: reevaluates the model and returns the loss, which step returns.
+
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    # What a rule's class says: names of its states in the kernel's order, its options, how states begin.
+    @staticmethod
+    def _state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @staticmethod
+    def _rule_options(group: Mapping[str, Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _initial_value(self, name: str) -> float:
+        return 0.0
+
+    def _step(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0:
+            return
+        max_grad_norm = self._max_grad_norm()
+        batches: dict[torch.device, _Batch] = {}
+        fresh: list[tuple[Tensor, str, Tensor]] = []
+        torch_parts: list[Part] = []
+        for group in self.param_groups:
+            _check_extras(type(self).__name__, group)
+            params, in_torch = [], []
+            for p in group["params"]:
+                if p.grad is not None:
+                    (in_torch if group["differentiable"] or p.grad.is_sparse else params).append(p)
+            if in_torch:
+                torch_parts.append((group, in_torch))
+                check_part(self, torch_parts[-1], self._accepts_sparse)
+            self._add_group(batches, fresh, group, params)
+        for device, batch in batches.items():
+            self._run(device, batch, max_grad_norm, self._norm_across(batches, max_grad_norm))
+        for p, name, value in fresh:
+            self.state[p][name] = value
+        if torch_parts:
+            step_in_torch(self, self._torch_step, torch_parts)
+        self._average_still(found_inf)
+
+    def _add_group(
+        self,
+        batches: dict[torch.device, _Batch],
+        fresh: list[tuple[Tensor, str, Tensor]],
+        group: dict[str, Any],
+        params: list[Tensor],
+    ) -> None:
+        names = self._state_names(group)
+        runs: dict[tuple[torch.device, bool], list[Tensor]] = {}
+        for p in params:
+            first = bool(names) and self.state.get(p, {}).get(names[0]) is None
+            runs.setdefault((p.device, first), []).append(p)
+        for (device, first), members in runs.items():
+            batch = batches.setdefault(device, _Batch())
+            for p in members:
+                views = [p, p.grad, *self._states(p, group, names, fresh)]
+                if p.is_complex():
+                    views = [torch.view_as_real(t) if t.is_complex() else t for t in views]
+                batch.params.append(views[0])
+                batch.grads.append(views[1])
+                batch.states += views[2:]
+            batch.counts.append(len(members))
+            batch.options += self._option_row(group, first, batch)
+            batch.rounds |= group["stochastic_rounding"]
+
+    def _states(
+        self, p: Tensor, group: dict[str, Any], names: tuple[str, ...], fresh: list[tuple[Tensor, str, Tensor]]
+    ) -> list[Tensor]:
+        """Return the parameter's states in the kernel's order; those it lacks are made, but not yet stored."""
+        low = p.dtype in LOW_PRECISION
+        wide = torch.float32 if low else p.dtype
+        state = self.state.get(p, {})
+        wanted = ("step", *names) if self._rule.has_step else names
+        if low and group["master_weights"]:
+            wanted += ("master_param",)
+        if group["ema_decay"] is not None:
+            wanted += ("ema",)
+        tensors = []
+        for name in wanted:
+            value = state.get(name)
+            if value is None:
+                if name == "step":
+                    on_device = group.get("capturable") or group.get("fused")
+                    dtype = _get_scalar_dtype(is_fused=group.get("fused"))
+                    value = torch.zeros((), dtype=dtype, device=p.device if on_device else "cpu")
+                elif name in ("master_param", "ema"):
+                    value = p.detach().to(wide, copy=True)
+                else:
+                    begin = self._initial_value(name)
+                    value = torch.full_like(
+                        p.detach(),
+                        complex(begin, begin) if p.is_complex() else begin,
+                        dtype=wide if group["master_weights"] else p.dtype,
+                        memory_format=torch.preserve_format,
+                    )
+                fresh.append((p, name, value))
+            tensors.append(value)
+        return tensors
+
+    def _option_row(self, group: dict[str, Any], first: bool, batch: _Batch) -> list[float]:
+        options = {
+            **dict.fromkeys(OPTIONS, 0.0),
+            **self._rule_options(group),
+            "lr": group["lr"],
+            "lr_index": -1,
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+            "l1": group["l1"],
+            "proximal": group["l1_mode"] == "proximal",
+            "ema_decay": -1 if group["ema_decay"] is None else group["ema_decay"],
+            "master_weights": group["master_weights"],
+            "stochastic_rounding": group["stochastic_rounding"],
+            "first": first,
+        }
+        if isinstance(group["lr"], Tensor):
+            options.update(lr=0.0, lr_index=len(batch.lrs))
+            batch.lrs.append(group["lr"].detach())
+        return [float(options[name]) for name in OPTIONS]
+
+    def _max_grad_norm(self) -> float | None:
+        norms = {group["max_grad_norm"] for group in self.param_groups}
+        if len(norms) > 1:
+            raise ValueError(f"{type(self).__name__}: one norm is clipped over all groups, got max_grad_norm {norms}")
+        return next(iter(norms))
+
+    def _norm_across(self, batches: dict[torch.device, _Batch], max_grad_norm: float | None) -> Tensor | None:
+        """Return the gradients' norm where one call does not see them all."""
+        if max_grad_norm is None or len(batches) < 2:
+            return None
+        norm = torch.nn.utils.get_total_norm([g for batch in batches.values() for g in batch.grads])
+        scale = getattr(self, "grad_scale", None)
+        return norm if scale is None else norm / scale.to(norm.device)
+
+    def _run(self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None) -> None:
+        def here(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device)
+
+        optim_step(
+            self._rule.code,
+            batch.params,
+            batch.grads,
+            batch.states,
+            [lr.to(device) for lr in batch.lrs],
+            batch.counts,
+            batch.options,
+            here(getattr(self, "grad_scale", None)),
+            here(getattr(self, "found_inf", None)),
+            max_grad_norm,
+            here(grad_norm),
+            new_seed(device) if batch.rounds else None,
+        )
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(batch.params)
+
+    def _average_still(self, found_inf: Tensor | None) -> None:
+        """Move the averages of parameters that have no gradient this time: they too decay towards the parameter."""
+        for group in self.param_groups:
+            if group["ema_decay"] is None:
+                continue
+            for p in group["params"]:
+                if p.grad is None and "ema" in self.state.get(p, {}):
+                    ema = self.state[p]["ema"]
+                    weight: float | Tensor = 1 - group["ema_decay"]
+                    if found_inf is not None:
+                        weight = (weight * (found_inf == 0)).to(ema)
+                    ema.lerp_(self.state[p].get("master_param", p.detach()).to(ema.dtype), weight)

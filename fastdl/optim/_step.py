@@ -1,0 +1,156 @@
+"""The op behind every optimizer: one call updates all parameters. Schema, reference, and how options travel."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdl import _library
+from fastdl.philox import philox
+
+# One parameter group's options as a row of floats: the fields of Options in csrc/optim/options.h, in its order.
+OPTIONS = (
+    "lr lr_index weight_decay decoupled maximize l1 proximal ema_decay master_weights stochastic_rounding "
+    "momentum dampening nesterov first beta1 beta2 eps amsgrad alpha centered lr_decay"
+).split()
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+# update(param, grad, states, step, options): the published formula, in place.
+Update = Callable[[Tensor, Tensor, list[Tensor], float, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule: its name (order and spelling of RuleName in csrc/optim/options.h) and its formula."""
+
+    name: str
+    update: Update
+    has_step: bool = True
+
+    def __post_init__(self) -> None:
+        RULES[RULE_NAMES.index(self.name)] = self
+
+    @property
+    def code(self) -> int:
+        """What C++ calls the rule."""
+        return RULE_NAMES.index(self.name)
+
+    def state_count(self, options: Mapping[str, float]) -> int:
+        """Return how many states of a parameter the rule has under these options, the step not counted."""
+        return {
+            "sgd": int(options["momentum"] != 0),
+            "adam": 2 + int(options["amsgrad"] != 0),
+            "rmsprop": 1 + int(options["centered"] != 0) + int(options["momentum"] > 0),
+            "adagrad": 1,
+        }[self.name]
+
+
+RULE_NAMES = ("sgd", "adam", "rmsprop", "adagrad")
+RULES: dict[int, Rule] = {}
+
+
+def round_stochastically(value: Tensor, dtype: torch.dtype, seed: Tensor, stream: int) -> Tensor:
+    """Round float32 to a 16-bit dtype, up with the probability of the part cut off; bits as csrc/optim/rounding.h.
+
+    Element i draws 16 bits from Philox(seed, i // 8) on a stream of its own per parameter and state.
+    """
+    counter = torch.arange((value.numel() + 7) // 8, device=value.device)
+    words = torch.stack(philox(seed, counter, stream), dim=1)
+    random = torch.stack((words & 0xFFFF, words >> 16), dim=2).reshape(-1)[: value.numel()].reshape(value.shape)
+    if dtype == torch.bfloat16:
+        bits = value.contiguous().view(torch.int32) + random.to(torch.int32)
+        rounded = (bits & -65536).view(torch.float32)
+    else:
+        exponent = torch.frexp(value).exponent - 1  # float16 is evenly spaced by 2^-24 below 2^-14
+        spacing = torch.ldexp(torch.ones_like(value), torch.clamp(exponent - 10, min=-24))
+        rounded = torch.floor(value.abs() / spacing + random / 65536.0) * spacing
+        rounded = rounded.copysign(value)
+    return torch.where(value.isfinite(), rounded, value).to(dtype)
+
+
+def _square_sum(grads: Sequence[Tensor], inv_scale: Tensor | float) -> Tensor:
+    return torch.stack([(g.double() * inv_scale).square().sum() for g in grads]).sum()
+
+
+def _soft_threshold(param: Tensor, threshold: float) -> Tensor:
+    return (param.abs() - threshold).clamp(min=0).copysign(param)
+
+
+@torch.no_grad()
+def step_reference(
+    rule: int,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[Tensor],
+    lrs: list[Tensor],
+    counts: list[int],
+    options: list[float],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    max_grad_norm: float | None,
+    grad_norm: Tensor | None,
+    seed: Tensor | None,
+) -> None:
+    """Step in the order of the text books: unscale, clip, L1, L2, decay, rule, proximal map, rounding, EMA."""
+    if not params or (found_inf is not None and bool(found_inf)):
+        return
+    factor: Tensor | float = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float()
+    if max_grad_norm is not None:
+        norm = _square_sum(grads, factor).sqrt() if grad_norm is None else grad_norm
+        if found_inf is not None and not bool(norm.isfinite()):
+            return
+        factor = factor * torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
+    width, rest, i = len(OPTIONS), iter(states), 0
+    for row, count in enumerate(counts):
+        o = dict(zip(OPTIONS, options[row * width : (row + 1) * width]))
+        if o["lr_index"] >= 0:
+            o["lr"] = float(lrs[int(o["lr_index"])])
+        for _ in range(count):
+            _update_one(RULES[rule], params[i], grads[i] * factor, rest, o, seed, i)
+            i += 1
+
+
+def _update_one(
+    rule: Rule, param: Tensor, grad: Tensor, rest: Iterator[Tensor], o: dict[str, float], seed: Tensor | None, i: int
+) -> None:
+    low = param.dtype in LOW_PRECISION
+    step = next(rest).add_(1) if rule.has_step else torch.zeros(())
+    stored = [next(rest) for _ in range(rule.state_count(o))]
+    master = next(rest) if low and o["master_weights"] else None
+    ema = next(rest) if o["ema_decay"] >= 0 else None
+    dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
+    p, g = (param if master is None else master).to(dtype, copy=True), grad.to(dtype)
+    work = [s.to(dtype, copy=True) for s in stored]
+
+    g = -g if o["maximize"] else g
+    if o["l1"] and not o["proximal"]:
+        g = g + o["l1"] * p.sign()
+    if o["weight_decay"] and not o["decoupled"]:
+        g = g.add(p, alpha=o["weight_decay"])
+    if o["decoupled"]:
+        p.mul_(1 - o["lr"] * o["weight_decay"])
+    rule.update(p, g, work, float(step), o)
+    if o["l1"] and o["proximal"]:
+        p = _soft_threshold(p, o["lr"] * o["l1"])
+
+    for slot, (target, value) in enumerate(zip([param, *stored], [p, *work])):
+        rounds = o["stochastic_rounding"] and target.dtype in LOW_PRECISION and not (slot == 0 and master is not None)
+        if rounds:
+            assert seed is not None
+            value = round_stochastically(value, target.dtype, seed, 4 * i + slot)
+        target.copy_(value)
+    if master is not None:
+        master.copy_(p)
+    if ema is not None:
+        ema.lerp_((p if master is not None else param).to(ema.dtype), 1 - o["ema_decay"])
+
+
+optim_step = _library.define(
+    "optim_step_(int rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
+    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed) "
+    "-> ()",
+    fake=lambda *args: None,
+    reference=step_reference,
+)

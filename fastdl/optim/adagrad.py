@@ -1,0 +1,39 @@
+"""Adagrad: reference and optimizer. The kernel's form of the rule is Adagrad in csrc/optim/rules.h."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdl.optim._base import FusedOptimizer
+from fastdl.optim._step import Rule
+
+
+def adagrad_update(
+    param: Tensor, grad: Tensor, states: list[Tensor], step: float, options: Mapping[str, float]
+) -> None:
+    """Update `param` and `states` ([sum]) in place; step counts from 1.
+
+    Source: Duchi, Hazan and Singer 2011, "Adaptive subgradient methods", with torch's decay of the learning rate.
+    """
+    root = states[0].addcmul_(grad, grad).sqrt().add_(options["eps"])
+    param.addcdiv_(grad, root, value=-options["lr"] / (1 + (step - 1) * options["lr_decay"]))
+
+
+class Adagrad(FusedOptimizer, torch.optim.Adagrad):
+    """torch.optim.Adagrad in one pass over memory; extras as in `fastdl.optim.Adam`."""
+
+    _rule = Rule("adagrad", adagrad_update)
+    _accepts_sparse = True
+
+    @staticmethod
+    def _state_names(group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("sum",)
+
+    @staticmethod
+    def _rule_options(group: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: group[name] for name in ("lr_decay", "eps")}
+
+    def _initial_value(self, name: str) -> float:
+        return float(self.defaults["initial_accumulator_value"])
