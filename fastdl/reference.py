@@ -2,3 +2,7 @@
 
 from fastdl.dropout import dropout_backward_reference as dropout_backward_reference
 from fastdl.dropout import dropout_reference as dropout_reference
+from fastdl.optim.adagrad import adagrad_update as adagrad_update
+from fastdl.optim.adam import adam_update as adam_update
+from fastdl.optim.rmsprop import rmsprop_update as rmsprop_update
+from fastdl.optim.sgd import sgd_update as sgd_update

@@ -104,7 +104,7 @@ class FusedOptimizer(Optimizer):
             for name, value in state_dict["state"].get(key, {}).items():
                 if name != "step" and isinstance(value, Tensor) and p.dtype in LOW_PRECISION:
                     if value.dtype == torch.float32:
-                        self.state[p][name] = value.to(device=p.device, copy=True)
+                        self.state[p][name] = value.to(device=p.device)
 
     def ema_parameters(self) -> list[Tensor]:
         """Return the averages of all parameters in the order of param_groups; of one that never moved, itself.
@@ -264,9 +264,7 @@ class FusedOptimizer(Optimizer):
         scale = getattr(self, "grad_scale", None)
         return norm if scale is None else norm / scale.to(norm.device)
 
-    def _run(
-        self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None
-    ) -> None:
+    def _run(self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None) -> None:
         def here(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device)
 

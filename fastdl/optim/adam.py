@@ -10,9 +10,7 @@ from fastdl.optim._base import FusedOptimizer
 from fastdl.optim._step import Rule
 
 
-def adam_update(
-    param: Tensor, grad: Tensor, states: list[Tensor], step: float, options: Mapping[str, float]
-) -> None:
+def adam_update(param: Tensor, grad: Tensor, states: list[Tensor], step: float, options: Mapping[str, float]) -> None:
     """Update `param` and `states` ([exp_avg, exp_avg_sq] or [..., max_exp_avg_sq]) in place; step counts from 1.
 
     Source: Kingma and Ba 2015, algorithm 1; AMSGrad: Reddi et al. 2018.

@@ -10,9 +10,7 @@ from fastdl.optim._base import FusedOptimizer
 from fastdl.optim._step import Rule
 
 
-def sgd_update(
-    param: Tensor, grad: Tensor, states: list[Tensor], step: float, options: Mapping[str, float]
-) -> None:
+def sgd_update(param: Tensor, grad: Tensor, states: list[Tensor], step: float, options: Mapping[str, float]) -> None:
     """Update `param` and `states` ([momentum_buffer] or []) in place; b = mu b + (1 - dampening) g, p = p - lr b.
 
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in torch's form.
