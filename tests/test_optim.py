@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -131,10 +130,8 @@ def test_torchs_errors():
             bad = case.optimizer_error_input
             if issubclass(case.error_type, Warning):
                 continue
-            with pytest.raises(case.error_type, match=case.error_regex), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                optimizer = getattr(optim, info.optim_cls.__name__)(bad.params, **bad.kwargs)
-                optimizer.step()
+            with pytest.raises(case.error_type, match=case.error_regex):
+                getattr(optim, info.optim_cls.__name__)(bad.params, **bad.kwargs).step()
             ran += 1
     assert ran > 10
 
@@ -348,7 +345,7 @@ def test_a_step_that_raises_has_changed_nothing(name):
         params[1].data, good = params[1].data[:2], params[1].data  # the gradient no longer fits
         values = copy.deepcopy([p.detach() for p in params])
         state = copy.deepcopy(ours.state_dict()["state"])
-        with pytest.raises(RuntimeError, match="one shape|first"):
+        with pytest.raises(RuntimeError, match="one shape"):
             ours.step()
         params[1].data = good
         assert all(torch.equal(p[: len(v)], v) for p, v in zip(params, values))

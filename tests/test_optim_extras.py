@@ -1,4 +1,4 @@
-"""What the optimizers do beyond torch's: L1, clipping, averages, master weights, rounding, and GradScaler's contract."""
+"""Beyond torch: L1, clipping, averages, master weights, rounding; and GradScaler's contract."""
 
 import copy
 
