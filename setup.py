@@ -69,10 +69,12 @@ link, library_dirs = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"], cpp_e
 args = {"cxx": cxx}
 if cuda:
     cpp_extension.CUDA_HOME = cuda  # None under a CPU-only torch, which would then not find nvcc
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0a+PTX"
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:  # torch would take 9.0, without wgmma; 9.0a's PTX runs on 9.0 alone
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} or {(8, 0), (9, 0)}
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{a}.{b}{'a' if a == 9 else '+PTX'}" for a, b in sorted(found))
     sources += sorted(glob("csrc/*/op.cpp") + glob("csrc/*/api.cu"))
-    args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include"]
+    args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
+                   f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
                     *(f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS",
                                                                "BFLOAT16_CONVERSIONS"))]  # fmt: skip

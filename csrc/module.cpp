@@ -5,9 +5,13 @@
 
 #if defined(FASTDL_CUDA)
 #include <cuda_runtime_api.h>
+#define FASTDL_TEXT(...) #__VA_ARGS__
+#define FASTDL_TEXT_OF(...) FASTDL_TEXT(__VA_ARGS__)
 #endif
 
 namespace py = pybind11;
+
+void bind_augment(py::module_&);
 
 namespace {
 
@@ -15,8 +19,10 @@ py::dict build_info() {
   py::dict info;
 #if defined(FASTDL_CUDA)
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  info["archs"] = FASTDL_TEXT_OF(FASTDL_ARCHS);
 #else
   info["cuda"] = py::none();
+  info["archs"] = py::none();
 #endif
 #if defined(__clang__)
   info["compiler"] = "clang " __clang_version__;
@@ -32,5 +38,6 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of fastdl";
   m.def("build_info", &build_info,
-        "What this library was built with: CUDA toolkit (None without), compiler, torch ABI");
+        "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI");
+  bind_augment(m);
 }

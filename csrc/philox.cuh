@@ -16,9 +16,9 @@ struct Philox4 {
   uint32_t word[4];
 };
 
-FASTDL_HOST_DEVICE Philox4 philox(uint64_t seed, uint64_t counter, uint32_t stream = 0) {
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = stream, c3 = 0;
+// The block cipher: a counter of four words under a key of two.
+FASTDL_HOST_DEVICE constexpr Philox4 philox_block(Philox4 counter, uint32_t k0, uint32_t k1) {
+  uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
 #if defined(__CUDACC__)
 #pragma unroll
 #endif
@@ -32,6 +32,12 @@ FASTDL_HOST_DEVICE Philox4 philox(uint64_t seed, uint64_t counter, uint32_t stre
     k1 += 0xBB67AE85u;
   }
   return {{c0, c1, c2, c3}};
+}
+
+// Four random words: the seed is the key, and `stream` picks one of 2^32 independent sequences.
+FASTDL_HOST_DEVICE constexpr Philox4 philox(uint64_t seed, uint64_t counter, uint32_t stream = 0) {
+  return philox_block({{uint32_t(counter), uint32_t(counter >> 32), stream, 0}}, uint32_t(seed),
+                      uint32_t(seed >> 32));
 }
 
 // Which elements of a tensor survive dropout with probability p, by logical (row-major) element index.

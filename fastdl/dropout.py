@@ -34,8 +34,7 @@ def dropout_reference(
     """
     decisions = keep_mask((input.numel() // group,), seed, p)
     dropped = decisions.logical_not().repeat_interleave(group).reshape(input.shape)
-    output = activate(input, _NAMES[activation]) * _scale(p)
-    output = output.masked_fill_(dropped, 0)
+    output = torch.empty_like(input).copy_(activate(input, _NAMES[activation]) * _scale(p)).masked_fill_(dropped, 0)
     return output if residual is None else output.add_(residual)
 
 
@@ -83,7 +82,7 @@ class _Dropout(torch.autograd.Function):
     """Saves the seed, and the input only where an activation needs it."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, activation: str | None, group: int
     ) -> Tensor:
         ctx.p, ctx.activation, ctx.group = p, activation, group
@@ -104,7 +103,7 @@ class _DropoutInPlace(torch.autograd.Function):
     """The same on the input's own memory; activations, which would need the overwritten input, are not taken."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, group: int
     ) -> Tensor:
         ctx.p, ctx.group = p, group

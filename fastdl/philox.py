@@ -10,24 +10,32 @@ _WORD = 0xFFFFFFFF
 WIDE_STREAM = 1  # dropout's 32-bit path draws from a stream of its own
 
 
-def philox(seed: Tensor, counter: Tensor, stream: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return four words in [0, 2**32) as int64 tensors of the counter's shape.
+def philox_block(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Encrypt a 4-word counter with a 2-word key; words in [0, 2**32) held in int64 tensors of any one shape.
 
-    seed: one int64 value; counter: int64, any shape. int64 products wrap, which leaves all 64 bits right.
+    int64 products wrap, which leaves all 64 bits right.
     """
-    key0, key1 = seed & _WORD, (seed >> 32) & _WORD
-    c0, c1 = counter & _WORD, (counter >> 32) & _WORD
-    c2, c3 = torch.full_like(counter, stream), torch.zeros_like(counter)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
     for _ in range(10):
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
-            ((product1 >> 32) & _WORD) ^ c1 ^ key0,
+            ((product1 >> 32) & _WORD) ^ c1 ^ k0,
             product1 & _WORD,
-            ((product0 >> 32) & _WORD) ^ c3 ^ key1,
+            ((product0 >> 32) & _WORD) ^ c3 ^ k1,
             product0 & _WORD,
         )
-        key0, key1 = (key0 + 0x9E3779B9) & _WORD, (key1 + 0xBB67AE85) & _WORD
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
     return c0, c1, c2, c3
+
+
+def philox(seed: Tensor, counter: Tensor, stream: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return four words in [0, 2**32) as int64 tensors of the counter's shape.
+
+    seed: one int64 value, the key; counter: int64, any shape; stream: which of 2**32 independent sequences.
+    """
+    words = counter & _WORD, (counter >> 32) & _WORD, torch.full_like(counter, stream), torch.zeros_like(counter)
+    return philox_block(words, (seed & _WORD, (seed >> 32) & _WORD))
 
 
 def new_seed(device: torch.device) -> Tensor:

@@ -43,18 +43,20 @@ inline std::pair<const char*, const char*> byte_range(const Tensor& tensor) {
 // In place: no two elements of `input` may share memory, and `residual` must be the same elements or others.
 inline void check_dropout_in_place(const Tensor& input, const optional<Tensor>& residual) {
   for (int64_t d = 0; d < input.dim(); ++d) {
-    STD_TORCH_CHECK(input.size(d) < 2 || input.stride(d) != 0 || input.numel() == 0,
-                    "unsupported operation: more than one element of the written-to tensor refers to a single "
-                    "memory location. Please clone() the tensor before performing the operation.");
+    STD_TORCH_CHECK(
+        input.size(d) < 2 || input.stride(d) != 0 || input.numel() == 0,
+        "unsupported operation: more than one element of the written-to tensor refers to a single "
+        "memory location. Please clone() the tensor before performing the operation.");
   }
   if (!residual) return;
   const auto [begin, end] = byte_range(input);
   const auto [other_begin, other_end] = byte_range(*residual);
   const auto a = input.strides(), b = residual->strides();
   const bool same = begin == other_begin && std::equal(a.begin(), a.end(), b.begin(), b.end());
-  STD_TORCH_CHECK(same || begin >= other_end || other_begin >= end,
-                  "unsupported operation: some elements of the input tensor and the written-to tensor refer to "
-                  "a single memory location. Please clone() the tensor before performing the operation.");
+  STD_TORCH_CHECK(
+      same || begin >= other_end || other_begin >= end,
+      "unsupported operation: some elements of the input tensor and the written-to tensor refer to "
+      "a single memory location. Please clone() the tensor before performing the operation.");
 }
 
 }  // namespace fastdl

@@ -23,19 +23,45 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements a thread takes at least: below it, waking threads costs more
 constexpr int64_t kCalls = 64;       // Philox calls at a time: whole vectors on any machine, 1 KB of bits
 
-struct Work {  // contiguous tensors of one dtype; input and output may be the same
-  const void *input, *residual;
+// What a pass reads and writes: contiguous tensors of one dtype, input and output may be the same. Where
+// `sign` is not above 0 the input counts `slope` times: relu and leaky relu, whose gradient has another sign
+// than input.
+struct Work {
+  const void *input, *sign, *residual;
   void* output;
+  double slope, scale;
   uint64_t seed;
   KeepRule rule;
-  double scale;
   int64_t group;
 };
 
-Work work_of(const Tensor& seed, double p, int64_t group) {
-  const uint64_t key = uint64_t(*seed.const_data_ptr<int64_t>());
-  return {nullptr, nullptr, nullptr, key, KeepRule::of(p), KeepRule::scale(p), group};
-}
+// The same with types, for one element at a time.
+template <class scalar_t, bool kRectify, bool kResidual>
+struct Elements {
+  using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+  const scalar_t *input, *sign, *residual;
+  scalar_t* output;
+  acc_t slope, scale;
+
+  explicit Elements(const Work& work)
+      : input(static_cast<const scalar_t*>(work.input)),
+        sign(static_cast<const scalar_t*>(work.sign)),
+        residual(static_cast<const scalar_t*>(work.residual)),
+        output(static_cast<scalar_t*>(work.output)),
+        slope(acc_t(work.slope)),
+        scale(acc_t(work.scale)) {}
+
+  void finish(int64_t i, bool keep) const {
+    acc_t value = acc_t(input[i]);
+    if constexpr (kRectify) {
+      const acc_t below = slope == 0 ? acc_t(0) : value * slope;  // relu(-inf) is 0
+      value = acc_t(sign[i]) <= 0 ? below : value;
+    }
+    value = keep ? value * scale : acc_t(0);
+    if constexpr (kResidual) value += acc_t(residual[i]);
+    output[i] = scalar_t(value);
+  }
+};
 
 // The bits of kCalls consecutive counters, in element order.
 template <class bits_t>
@@ -49,74 +75,63 @@ inline void random_bits(uint64_t seed, uint64_t counter, bits_t* bits) {
 }
 
 // Elements [begin, end); bits_t is what one decision consumes.
-template <class bits_t, class scalar_t>
+template <class bits_t, class elements_t>
 inline void dropout_range(const Work& work, int64_t begin, int64_t end) {
-  using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
   constexpr int64_t kPerCall = 16 / sizeof(bits_t), kBlock = kCalls * kPerCall;
-  const scalar_t* input = static_cast<const scalar_t*>(work.input);
-  const scalar_t* residual = static_cast<const scalar_t*>(work.residual);
-  scalar_t* output = static_cast<scalar_t*>(work.output);
-  const acc_t scale = acc_t(work.scale);
+  const elements_t elements(work);
   const bits_t threshold = bits_t(work.rule.threshold);
   bits_t bits[kBlock] = {};  // p = 0 keeps all of them as they are
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
     if (threshold > 0) random_bits(work.seed, block / kPerCall, bits);
     const int64_t first = block < begin ? begin : block, last = block + kBlock < end ? block + kBlock : end;
-    const bits_t* bit = bits + (first - block);
-    const int n = int(last - first);
-    if (residual) {
-      for (int i = 0; i < n; ++i) {
-        const acc_t kept = bit[i] >= threshold ? acc_t(input[first + i]) * scale : acc_t(0);
-        output[first + i] = scalar_t(kept + acc_t(residual[first + i]));
-      }
-    } else {
-      for (int i = 0; i < n; ++i) {
-        output[first + i] = scalar_t(bit[i] >= threshold ? acc_t(input[first + i]) * scale : acc_t(0));
-      }
-    }
+    for (int64_t i = first; i < last; ++i) elements.finish(i, bits[i - block] >= threshold);
   }
 }
 
 // One decision for `group` consecutive elements: whole channels are kept or dropped.
-template <class scalar_t>
+template <class elements_t>
 inline void dropout_groups(const Work& work, int64_t begin, int64_t end) {
-  using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-  const scalar_t* input = static_cast<const scalar_t*>(work.input);
-  const scalar_t* residual = static_cast<const scalar_t*>(work.residual);
-  scalar_t* output = static_cast<scalar_t*>(work.output);
+  const elements_t elements(work);
   for (int64_t i = begin; i < end;) {
     const int64_t channel = i / work.group, next = (channel + 1) * work.group, last = next < end ? next : end;
     const bool keep = keep_element(work.seed, channel, work.rule);
-    for (; i < last; ++i) {
-      const acc_t kept = keep ? acc_t(input[i]) * acc_t(work.scale) : acc_t(0);
-      output[i] = scalar_t(residual ? kept + acc_t(residual[i]) : kept);
-    }
+    for (; i < last; ++i) elements.finish(i, keep);
   }
 }
 
-template <class scalar_t>
+template <class elements_t>
 FASTDL_VECTOR_CLONES void run_range(const Work& work, int64_t begin, int64_t end) {
   if (work.group > 1 || work.rule.none) {
-    dropout_groups<scalar_t>(work, begin, end);
+    dropout_groups<elements_t>(work, begin, end);
   } else if (work.rule.wide) {
-    dropout_range<uint32_t, scalar_t>(work, begin, end);
+    dropout_range<uint32_t, elements_t>(work, begin, end);
   } else {
-    dropout_range<uint16_t, scalar_t>(work, begin, end);
+    dropout_range<uint16_t, elements_t>(work, begin, end);
   }
 }
 
-// output = mask of its logical elements · scale · input + residual. Strided tensors go through row-major copies.
-void run(Work work, const Tensor& input, const optional<Tensor>& residual, Tensor& output) {
-  const Tensor in = torch::stable::contiguous(input);
-  optional<Tensor> res = residual;
-  if (res) res = torch::stable::contiguous(*res);
+// output = mask · scale · input + residual. Strided tensors go through row-major copies.
+void run(Work work, const Tensor& input, const optional<Tensor>& sign, const optional<Tensor>& residual,
+         Tensor& output) {
+  const auto contiguous = [](const optional<Tensor>& t) {
+    return t ? optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+  };
+  const optional<Tensor> in = contiguous(input), gate = contiguous(sign), res = contiguous(residual);
   Tensor out = output.is_contiguous() ? output : torch::stable::contiguous(output);
-  work.input = in.const_data_ptr();
+  work.input = in->const_data_ptr();
+  work.sign = gate ? gate->const_data_ptr() : nullptr;
   work.residual = res ? res->const_data_ptr() : nullptr;
   work.output = out.mutable_data_ptr();
   dispatch_floating("dropout", input.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
     torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      run_range<decltype(zero)>(work, begin, end);
+      if (gate) {
+        res ? run_range<Elements<scalar_t, true, true>>(work, begin, end)
+            : run_range<Elements<scalar_t, true, false>>(work, begin, end);
+      } else {
+        res ? run_range<Elements<scalar_t, false, true>>(work, begin, end)
+            : run_range<Elements<scalar_t, false, false>>(work, begin, end);
+      }
     });
   });
   if (!output.is_contiguous()) torch::stable::copy_(output, out);
@@ -129,41 +144,41 @@ Tensor call(const char* op, const Args&... args) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The activation by its code (fastdl/activation.py), detached: gradients belong to the caller.
+// Smooth activations are torch's, by their code (fastdl/activation.py). Detached: gradients belong to the
+// caller.
 Tensor activate(const Tensor& input, int64_t activation) {
   const Tensor x = call("aten::detach", input);
-  switch (activation) {
-    case 1:
-      return call("aten::relu", x);
-    case 2:
-      return call("aten::leaky_relu", x, 0.01);
-    case 3:
-      return call("aten::silu", x);
-    case 4:
-      return call("aten::gelu", x, std::string("none"));
-    case 5:
-      return call("aten::gelu", x, std::string("tanh"));
-    default:
-      return x;
-  }
+  if (activation == 3) return call("aten::silu", x);
+  if (activation >= 4) return call("aten::gelu", x, std::string(activation == 4 ? "none" : "tanh"));
+  return x;
 }
 
 Tensor activation_backward(const Tensor& grad_output, const Tensor& input, int64_t activation) {
   const Tensor grad = call("aten::detach", grad_output), x = call("aten::detach", input);
-  switch (activation) {
-    case 1:
-      return call("aten::threshold_backward", grad, x, 0.0);
-    case 2:
-      return call("aten::leaky_relu_backward", grad, x, 0.01, false);
-    case 3:
-      return call("aten::silu_backward", grad, x);
-    case 4:
-      return call("aten::gelu_backward", grad, x, std::string("none"));
-    case 5:
-      return call("aten::gelu_backward", grad, x, std::string("tanh"));
-    default:
-      return grad;
+  if (activation == 3) return call("aten::silu_backward", grad, x);
+  if (activation >= 4) {
+    return call("aten::gelu_backward", grad, x, std::string(activation == 4 ? "none" : "tanh"));
   }
+  return grad;
+}
+
+bool rectifies(int64_t activation) { return activation == 1 || activation == 2; }
+
+Work work_of(const Tensor& seed, double p, int64_t activation, int64_t group) {
+  Work work{};
+  work.slope = activation == 2 ? 0.01 : 0.0;
+  work.scale = KeepRule::scale(p);
+  work.seed = uint64_t(*seed.const_data_ptr<int64_t>());
+  work.rule = KeepRule::of(p);
+  work.group = group;
+  return work;
+}
+
+void run_forward(const Tensor& input, const optional<Tensor>& residual, const Tensor& seed, double p,
+                 int64_t activation, int64_t group, Tensor& output) {
+  const Tensor activated = activate(input, activation);
+  const optional<Tensor> sign = rectifies(activation) ? optional<Tensor>(activated) : std::nullopt;
+  run(work_of(seed, p, activation, group), activated, sign, residual, output);
 }
 
 }  // namespace
@@ -174,7 +189,7 @@ Tensor dropout_cpu(const Tensor& input, const optional<Tensor>& residual, const 
   check_dropout(input, seed, p, activation, group);
   if (residual) check_dropout_like("residual", *residual, input);
   Tensor output = torch::stable::empty_like(input);
-  run(work_of(seed, p, group), activate(input, activation), residual, output);
+  run_forward(input, residual, seed, p, activation, group, output);
   return output;
 }
 
@@ -183,7 +198,7 @@ void dropout_in_place_cpu(Tensor input, const optional<Tensor>& residual, const 
   check_dropout(input, seed, p, activation, group);
   if (residual) check_dropout_like("residual", *residual, input);
   check_dropout_in_place(input, residual);
-  run(work_of(seed, p, group), activate(input, activation), residual, input);
+  run_forward(input, residual, seed, p, activation, group, input);
 }
 
 // grad_output like input -> grad_input like input: the activation's derivative at input under the same mask.
@@ -192,7 +207,9 @@ Tensor dropout_backward_cpu(const Tensor& grad_output, const Tensor& input, cons
   check_dropout(input, seed, p, activation, group);
   check_dropout_like("grad_output", grad_output, input);
   Tensor grad_input = torch::stable::empty_like(input);
-  run(work_of(seed, p, group), activation_backward(grad_output, input, activation), std::nullopt, grad_input);
+  const Tensor grad = activation_backward(grad_output, input, activation);
+  const optional<Tensor> sign = rectifies(activation) ? optional<Tensor>(input) : std::nullopt;
+  run(work_of(seed, p, activation, group), grad, sign, std::nullopt, grad_input);
   return grad_input;
 }
 

@@ -1,0 +1,256 @@
+// Inner loops of batch_norm on CPU tensors: rows in, rows or per-channel sums out; no torch.
+// Statistics are short shifted sums in double, merged by Chan et al. (1983): the input is read once, and the
+// result is as exact as Welford's. cpu.cpp includes this once for each instruction set.
+#include "batch_norm/cpu_vector.h"
+
+namespace fastdl::FASTDL_ISA {
+
+constexpr int64_t kFlush = 1 << 12;  // elements of one shifted sum
+constexpr int64_t kRows = 32;        // rows of one shifted sum, channels last
+
+FASTDL_LANES double sum_lanes(D v) {
+  return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+
+// Elements [begin, end) of one channel, numbered over (N, S).
+template <class scalar_t>
+Moments channel_moments(const scalar_t* x, const View& v, int64_t c, int64_t begin, int64_t end) {
+  Moments total;
+  for (int64_t j = begin; j < end;) {
+    const scalar_t first = x[(j / v.S * v.C + c) * v.S + j % v.S];
+    const D shift = splat<D>(double(first));
+    D s0 = {}, s1 = {}, q0 = {}, q1 = {};
+    int64_t taken = 0;
+    while (taken < kFlush && j < end) {  // one row, or what is left of it
+      const int64_t at = j % v.S, n = std::min(std::min(v.S - at, end - j), kFlush - taken);
+      const scalar_t* p = x + (j / v.S * v.C + c) * v.S + at;
+      int64_t i = 0;
+      for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        const D a = to_double(load(p + i)) - shift, b = to_double(load(p + i + kLanes)) - shift;
+        s0 += a, q0 += a * a, s1 += b, q1 += b * b;
+      }
+      for (; i < n; i += kLanes) {
+        const D a = to_double(i + kLanes <= n ? load(p + i) : load_some(p + i, int(n - i), first)) - shift;
+        s0 += a, q0 += a * a;
+      }
+      taken += n, j += n;
+    }
+    const double sum = sum_lanes(s0 + s1), mean = sum / taken;
+    total.merge(taken, shift[0] + mean, std::max(sum_lanes(q0 + q1) - sum * mean, 0.0));
+  }
+  return total;
+}
+
+// Rows [begin, end) channels last: partial (mean, m2) of each of `length` columns.
+template <class scalar_t>
+void row_moments(const scalar_t* x, const View& v, int64_t begin, int64_t end, double* mean, double* m2) {
+  std::fill(mean, mean + v.length, 0.0);
+  std::fill(m2, m2 + v.length, 0.0);
+  for (int64_t r = begin; r < end; r += kRows) {
+    const int64_t stop = std::min(r + kRows, end);
+    const double n = double(stop - r), before = double(r - begin), share = n / (before + n);
+    for (int64_t i = 0; i < v.length; i += 2 * kLanes) {
+      const int n0 = int(std::min<int64_t>(kLanes, v.length - i)),
+                n1 = int(std::clamp<int64_t>(v.length - i - kLanes, 0, kLanes));
+      const scalar_t* p = x + r * v.length + i;
+      const bool whole = n1 == kLanes;
+      const D shift0 = to_double(whole ? load(p) : load_some(p, n0, scalar_t(0)));
+      const D shift1 = to_double(whole ? load(p + kLanes) : load_some(p + kLanes, n1, scalar_t(0)));
+      D s0 = {}, s1 = {}, q0 = {}, q1 = {};
+      if (whole) {
+        for (int64_t k = r; k < stop; ++k, p += v.length) {
+          const D a = to_double(load(p)) - shift0, b = to_double(load(p + kLanes)) - shift1;
+          s0 += a, q0 += a * a, s1 += b, q1 += b * b;
+        }
+      } else {
+        for (int64_t k = r; k < stop; ++k, p += v.length) {
+          const D a = to_double(load_some(p, n0, scalar_t(0))) - shift0;
+          const D b = to_double(load_some(p + kLanes, n1, scalar_t(0))) - shift1;
+          s0 += a, q0 += a * a, s1 += b, q1 += b * b;
+        }
+      }
+      for (int half = 0; half < 2; ++half) {  // Chan's merge, lane by lane
+        const D sum = half ? s1 : s0, square = half ? q1 : q0, shift = half ? shift1 : shift0;
+        const int64_t at = i + half * kLanes;
+        const int lanes = half ? n1 : n0;
+        const D local = sum / n, raw = square - sum * local, spread = raw < 0 ? D{} : raw;
+        const D old = load_some(mean + at, lanes, 0.0), delta = shift + local - old;
+        store_some(mean + at, old + delta * share, lanes);
+        store_some(m2 + at, load_some(m2 + at, lanes, 0.0) + spread + delta * delta * (before * share),
+                   lanes);
+      }
+    }
+  }
+}
+
+template <class acc_t>
+struct Lanes {
+  Vec<acc_t> hi, lo, invstd, scale, bias;
+};
+template <class acc_t>
+FASTDL_LANES Lanes<acc_t> splat_constants(const Constants<acc_t>& k, int64_t c) {
+  using V = Vec<acc_t>;
+  return {splat<V>(k.hi[c]), splat<V>(k.lo[c]), splat<V>(k.invstd[c]), splat<V>(k.scale[c]),
+          splat<V>(k.bias[c])};
+}
+template <class scalar_t>
+FASTDL_LANES auto load_row(const scalar_t* p, int n) {
+  return n == kLanes ? load(p) : load_some(p, n, scalar_t(0));
+}
+template <class acc_t>
+FASTDL_LANES Lanes<acc_t> load_constants(const Constants<acc_t>& k, int64_t i, int n) {
+  return {load_row(&k.hi[i], n), load_row(&k.lo[i], n), load_row(&k.invstd[i], n), load_row(&k.scale[i], n),
+          load_row(&k.bias[i], n)};
+}
+
+// Zero where dropout drops one of eight neighbours of a row.
+template <class V>
+FASTDL_LANES V drop(V values, const Keep& keep, const View& v, int64_t row, int64_t i, int n) {
+  for (int k = 0; k < kLanes; ++k) {
+    const bool kept = k < n && keep_element(keep.seed, uint64_t(v.logical(row, i + k)), keep.rule);
+    values[k] = kept ? values[k] * decltype(values[0] + 0)(keep.scale) : 0;
+  }
+  return values;
+}
+
+template <bool kPlain, class scalar_t, class K>
+FASTDL_LANES auto forward_lanes(const Operands<scalar_t>& o, const View& v, const K& k, int64_t row,
+                                int64_t i, int n) {
+  const int64_t at = row * v.length + i;
+  auto y = ((load_row(o.x + at, n) - k.hi) - k.lo) * k.scale + k.bias;
+  if constexpr (!kPlain) {
+    if (o.residual) y += load_row(o.residual + at, n);
+    y = activate(y, o.activation);
+    if (o.keep.on) y = drop(y, o.keep, v, row, i, n);
+  }
+  return y;
+}
+
+// The gradient at the normalized value plus residual; *normalized is (x - mean) * invstd.
+template <bool kPlain, class scalar_t, class K, class V>
+FASTDL_LANES V backward_lanes(const Operands<scalar_t>& o, const View& v, const K& k, int64_t row, int64_t i,
+                              int n, V* normalized) {
+  const int64_t at = row * v.length + i;
+  const V centered = (load_row(o.x + at, n) - k.hi) - k.lo;
+  *normalized = centered * k.invstd;
+  V g = load_row(o.grad + at, n);
+  if constexpr (!kPlain) {
+    if (o.keep.on) g = drop(g, o.keep, v, row, i, n);
+    if (o.activation) {
+      V y = centered * k.scale + k.bias;
+      if (o.residual) y += load_row(o.residual + at, n);
+      g = activation_backward(g, y, o.activation);
+    }
+  }
+  return g;
+}
+
+template <class scalar_t, class V>
+FASTDL_LANES void store_row(scalar_t* p, V values, int n) {
+  if (n == kLanes) {
+    store(p, values);
+  } else {
+    store_some(p, values, n);
+  }
+}
+
+// output of the elements [begin, end) in memory order.
+template <bool kLast, bool kPlain, class scalar_t>
+void forward_range(const Operands<scalar_t>& o, const View& v, scalar_t* output, int64_t begin, int64_t end) {
+  for (int64_t e = begin; e < end;) {
+    const int64_t row = e / v.length, first = e % v.length, stop = std::min(v.length, first + end - e);
+    auto k = splat_constants(o.constants, kLast ? 0 : row % v.C);
+    for (int64_t i = first; i < stop; i += kLanes) {
+      const int n = int(std::min<int64_t>(kLanes, stop - i));
+      if constexpr (kLast) k = load_constants(o.constants, i, n);
+      store_row(output + row * v.length + i, forward_lanes<kPlain>(o, v, k, row, i, n), n);
+    }
+    e += stop - first;
+  }
+}
+
+// sum(g) and sum(g * normalized) of the elements [begin, end) of one channel.
+template <bool kPlain, class scalar_t>
+void channel_sums(const Operands<scalar_t>& o, const View& v, int64_t c, int64_t begin, int64_t end,
+                  double* sum, double* dot) {
+  using V = Vec<acc_of<scalar_t>>;
+  const auto k = splat_constants(o.constants, c);
+  D s = {}, d = {};
+  for (int64_t j = begin; j < end;) {
+    const int64_t row = j / v.S * v.C + c, first = j % v.S, stop = std::min(v.S, first + end - j);
+    V normalized;
+    int64_t i = first;
+    for (; i + kLanes <= stop; i += kLanes) {
+      const V g = backward_lanes<kPlain>(o, v, k, row, i, kLanes, &normalized);
+      s += to_double(g), d += to_double(g * normalized);
+    }
+    if (i < stop) {
+      const int n = int(stop - i);
+      V g = backward_lanes<kPlain>(o, v, k, row, i, n, &normalized), product = g * normalized;
+      for (int lane = n; lane < kLanes; ++lane) g[lane] = product[lane] = 0;  // no element: may be NaN
+      s += to_double(g), d += to_double(product);
+    }
+    j += stop - first;
+  }
+  *sum = sum_lanes(s), *dot = sum_lanes(d);
+}
+
+// The same for the rows [begin, end) channels last, `length` columns.
+template <bool kPlain, class scalar_t>
+void row_sums(const Operands<scalar_t>& o, const View& v, int64_t begin, int64_t end, double* sum,
+              double* dot) {
+  using V = Vec<acc_of<scalar_t>>;
+  std::fill(sum, sum + v.length, 0.0);
+  std::fill(dot, dot + v.length, 0.0);
+  for (int64_t r = begin; r < end; r += kRows) {
+    const int64_t stop = std::min(r + kRows, end);
+    for (int64_t i = 0; i < v.length; i += kLanes) {
+      const int n = int(std::min<int64_t>(kLanes, v.length - i));
+      const auto k = load_constants(o.constants, i, n);
+      D s = load_row(sum + i, n), d = load_row(dot + i, n);
+      for (int64_t row = r; row < stop; ++row) {
+        V normalized;
+        const V g = backward_lanes<kPlain>(o, v, k, row, i, n, &normalized);
+        s += to_double(g), d += to_double(g * normalized);
+      }
+      store_row(sum + i, s, n), store_row(dot + i, d, n);
+    }
+  }
+}
+
+template <bool kLast, bool kPlain, class scalar_t>
+void backward_range(const Operands<scalar_t>& o, const View& v, const Gradients<scalar_t>& to, int64_t begin,
+                    int64_t end) {
+  using V = Vec<acc_of<scalar_t>>;
+  for (int64_t e = begin; e < end;) {
+    const int64_t row = e / v.length, first = e % v.length, stop = std::min(v.length, first + end - e);
+    const int64_t c = kLast ? 0 : row % v.C, base = row * v.length;
+    auto k = splat_constants(o.constants, c);
+    V a = splat<V>(to.a[c]), b = splat<V>(to.b[c]), normalized;
+    for (int64_t i = first; i < stop; i += kLanes) {
+      const int n = int(std::min<int64_t>(kLanes, stop - i));
+      if constexpr (kLast) {
+        k = load_constants(o.constants, i, n);
+        a = load_row(&to.a[i], n), b = load_row(&to.b[i], n);
+      }
+      const V g = backward_lanes<kPlain>(o, v, k, row, i, n, &normalized);
+      if (to.residual) store_row(to.residual + base + i, g, n);
+      if (to.input) store_row(to.input + base + i, (g - a - normalized * b) * k.scale, n);
+    }
+    e += stop - first;
+  }
+}
+
+template <class scalar_t>
+Rows<scalar_t> rows() {
+  return {channel_moments<scalar_t>,
+          row_moments<scalar_t>,
+          {{forward_range<false, false, scalar_t>, forward_range<false, true, scalar_t>},
+           {forward_range<true, false, scalar_t>, forward_range<true, true, scalar_t>}},
+          {channel_sums<false, scalar_t>, channel_sums<true, scalar_t>},
+          {row_sums<false, scalar_t>, row_sums<true, scalar_t>},
+          {{backward_range<false, false, scalar_t>, backward_range<false, true, scalar_t>},
+           {backward_range<true, false, scalar_t>, backward_range<true, true, scalar_t>}}};
+}
+
+}  // namespace fastdl::FASTDL_ISA

@@ -1,0 +1,114 @@
+"""Matrix products: fastdl.matmul, as torch.matmul, on our kernels where there are any."""
+
+import torch
+from torch import Tensor
+
+from fastdl import _library
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def matmul_reference(a: Tensor, b: Tensor) -> Tensor:
+    """Return c[..., m, n] = sum over k of a[..., m, k] b[..., k, n]."""
+    return torch.matmul(a, b)
+
+
+def _fake(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.size(-1)))
+
+
+GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=matmul_reference)
+
+
+class _Gemm(torch.autograd.Function):
+    """a (M, K) or (B, M, K), b (K, N) or (B, K, N); any strides."""
+
+    @staticmethod
+    def forward(ctx, a, b):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(a, b)
+        return GEMM(a, b)
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        a, b = ctx.saved_tensors
+        grad_a = gemm(grad_output, b.mT) if ctx.needs_input_grad[0] else None
+        grad_b = gemm(a.mT, grad_output) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b
+
+
+def gemm(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two matrices or of two equal batches of them; differentiable any number of times."""
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return _Gemm.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
+    return GEMM(a, b)  # type: ignore[no-any-return]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two matrices of one floating dtype: `gemm`, or torch's own kernels on CPU tensors."""
+    return gemm(a, b) if a.is_cuda or GEMM.run is not GEMM.overload else torch.matmul(a, b)
+
+
+def transforms_active() -> bool:
+    """Return whether torch.func transforms or forward-mode AD look at this call: torch's own ops serve those."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def has_kernel(op: _library.Op, *tensors: Tensor) -> bool:
+    """Return whether `op` should take the tensors: one strided floating dtype, and kernels of ours to run them.
+
+    Torch's own kernels serve plain products on CPU tensors, other dtypes, layouts and subclasses.
+    """
+    first = tensors[0]
+    return (
+        (first.is_cuda or op.run is not op.overload)
+        and first.dtype in FLOATING
+        and all(t.dtype == first.dtype and t.device == first.device and t.layout == torch.strided for t in tensors)
+        and not torch.overrides.has_torch_function(tensors)
+        and not transforms_active()
+    )
+
+
+def autocast(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype that torch's autocast gives the operands of a matrix product."""
+    device = tensor.device.type
+    if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Reduce torch.matmul's shapes to one matrix or one batch: views wherever strides allow."""
+    vector_a, vector_b = a.dim() == 1, b.dim() == 1
+    a = a.unsqueeze(0) if vector_a else a
+    b = b.unsqueeze(1) if vector_b else b
+    rows, columns = a.shape[-2:-1], b.shape[-1:]
+    if b.dim() == 2:  # a's batch becomes rows: one product, and b's gradient needs no sum over the batch
+        batch = a.shape[:-2]
+        result = gemm(a.flatten(0, -2), b)
+    else:
+        batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        size = batch.numel()
+        a = a.expand(*batch, *a.shape[-2:]).reshape(size, *a.shape[-2:])
+        b = b.expand(*batch, *b.shape[-2:]).reshape(size, *b.shape[-2:])
+        result = gemm(a, b)
+    return result.reshape(batch + (rows if not vector_a else ()) + (columns if not vector_b else ()))
+
+
+def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return the matrix product of two tensors, with torch.matmul's rules for 1-d, 2-d and batched operands.
+
+    input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
+    float32 (float64 for float64). CPU tensors, integers and complex numbers take torch's own kernels.
+    Raises RuntimeError as torch.matmul does.
+    """
+    a, b = autocast(input), autocast(other)
+    fits = (
+        min(a.dim(), b.dim()) >= 1
+        and a.size(-1) == b.size(-2 if b.dim() > 1 else -1)
+        and all(x == y or 1 in (x, y) for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2])))
+    )
+    if out is not None or not fits or not has_kernel(GEMM, a, b):
+        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
+    return _product(a, b)

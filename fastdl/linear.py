@@ -1,0 +1,206 @@
+"""Linear with activation, dropout and residual in one op: dropout(activation(input weight^T + bias)) + residual."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdl import _library
+from fastdl.activation import CODES, activate, activation_backward, check_activation
+from fastdl.gemm import FLOATING, autocast, has_kernel, product, transforms_active
+from fastdl.philox import keep_mask, new_seed
+
+_NAMES = {code: name for name, code in CODES.items()}
+_SIGNED = ("relu", "leaky_relu")  # their output has the preactivation's sign
+
+
+def _scale(p: float) -> float:
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """Return (*, N) as (rows, N), also where N is 0."""
+    return tensor.unsqueeze(0).flatten(0, -2)
+
+
+def _drop(input: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """Return the input with dropped elements zero and the others scaled; its own gradient."""
+    return input if seed is None else torch.where(keep_mask(input.shape, seed, p), input * _scale(p), 0)
+
+
+def linear_reference(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, activation: int,
+    p: float, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return (dropout(activation(linear(input))) + residual, preactivation or nothing)."""
+    preactivation = F.linear(input, weight, bias)
+    output = _drop(activate(preactivation, _NAMES[activation]), seed, p)
+    if residual is not None:
+        output = output + residual
+    return output, preactivation if save else input.new_empty(0)
+
+
+def linear_backward_reference(
+    grad_output: Tensor, saved: Tensor | None, seed: Tensor | None, activation: int, p: float, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients at the preactivation and at the bias (or nothing)."""
+    grad = activation_backward(_drop(grad_output, seed, p), saved, _NAMES[activation]) if saved is not None \
+        else _drop(grad_output, seed, p)  # fmt: skip
+    grad = grad.clone() if grad is grad_output else grad
+    return grad, _rows(grad).sum(0) if bias else grad.new_empty(0)
+
+
+def _fake(input, weight, bias, residual, seed, activation, p, save):  # type: ignore[no-untyped-def]
+    output = input.new_empty((*input.shape[:-1], weight.size(0)))
+    return output, torch.empty_like(output) if save else input.new_empty(0)
+
+
+def _fake_backward(grad_output, saved, seed, activation, p, bias):  # type: ignore[no-untyped-def]
+    grad = grad_output.new_empty(grad_output.shape)
+    return grad, grad_output.new_empty(grad_output.size(-1) if bias else 0)
+
+
+FORWARD = _library.define(
+    "linear_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, int activation, "
+    "float p, bool save) -> (Tensor, Tensor)",
+    fake=_fake,
+    reference=linear_reference,
+)
+BACKWARD = _library.define(
+    "linear_backward(Tensor grad_output, Tensor? saved, Tensor? seed, int activation, float p, bool bias) "
+    "-> (Tensor, Tensor)",
+    fake=_fake_backward,
+    reference=linear_backward_reference,
+)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, residual, seed, activation, p):  # type: ignore[no-untyped-def]
+        from_output = activation in _SIGNED and residual is None
+        save = activation is not None and not from_output
+        output, preactivation = FORWARD(input, weight, bias, residual, seed, CODES[activation], p, save)
+        saved = output if from_output else preactivation if save else None
+        ctx.save_for_backward(input, weight, bias, seed, saved)
+        ctx.activation, ctx.p = activation, p
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
+        input, weight, bias, seed, saved = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_input = grad_weight = grad_bias = None
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: every step differentiable
+            grad = _drop(grad_output, seed, ctx.p)
+            if ctx.activation is not None:
+                grad = activation_backward(grad, F.linear(input, weight, bias), ctx.activation)
+            if needs_bias:
+                grad_bias = _rows(grad).sum(0)
+        elif ctx.activation is None and seed is None and not needs_bias:
+            grad = grad_output
+        else:
+            grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs_bias)
+        if needs_input:
+            grad_input = product(_rows(grad), weight).view(input.shape)
+        if needs_weight:
+            grad_weight = product(_rows(grad).mT, _rows(input))
+        grad_residual = grad_output if ctx.needs_input_grad[3] else None
+        return grad_input, grad_weight, grad_bias if needs_bias else None, grad_residual, None, None, None
+
+
+def _fits(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+    """Return whether the fused op takes these operands; torch's ops (and errors) serve the others."""
+    tensors = tuple(t for t in (input, weight, bias, residual) if t is not None)
+    return (
+        input.dim() >= 1
+        and weight.dim() == 2
+        and input.size(-1) == weight.size(1)
+        and (bias is None or bias.shape == weight.shape[:1])
+        and input.dtype in FLOATING
+        and all(t.dtype == input.dtype and t.device == input.device and t.layout == torch.strided for t in tensors)
+        and not torch.overrides.has_torch_function(tensors)
+        and not transforms_active()
+    )
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    dropout: float = 0.0,
+    residual: Tensor | None = None,
+    training: bool = True,
+) -> Tensor:
+    """Return dropout(activation(input weight^T + bias)) + residual.
+
+    input (*, K), weight (N, K), bias (N), residual (*, N): exactly the output's shape. activation: relu, leaky_relu
+    (slope 0.01), silu, gelu (erf) or gelu_tanh. dropout: the probability of a zero, in [0, 1], applied only in
+    training; masks follow torch.manual_seed. Raises ValueError for an unknown activation or a probability outside
+    [0, 1]; RuntimeError as torch.nn.functional.linear does, and for a residual of another shape.
+    """
+    check_activation("linear", activation)
+    check_dropout(dropout)
+    p = float(dropout) if training else 0.0
+    # On CPU tensors our pass beats torch's only where there is a mask to draw.
+    ours = p > 0 or has_kernel(FORWARD, input, weight)
+    if not ours and residual is None:
+        return activate(F.linear(input, weight, bias), activation)
+    operands = (autocast(input), autocast(weight), bias if bias is None else autocast(bias))
+    fits = ours and _fits(*operands, residual)
+    shape = (*input.shape[:-1], *weight.shape[:-1])
+    preactivation = None if fits else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
+    if residual is not None and residual.shape != shape:
+        raise RuntimeError(
+            f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; "
+            "expand it first"
+        )
+    seed = new_seed(input.device) if p > 0 else None
+    if preactivation is not None:
+        output = _drop(activate(preactivation, activation), seed, p)
+        return output if residual is None else output + residual
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
+        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
+    return FORWARD(*operands, residual, seed, CODES[activation], p, False)[0]  # type: ignore[no-any-return]
+
+
+def check_dropout(p: float) -> None:
+    """Raise ValueError, in torch's words, unless p is a probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+
+
+class Linear(torch.nn.Linear):
+    """torch.nn.Linear with an activation, dropout and a residual in the same pass.
+
+    Parameters, initialization, state_dict and arguments are torch's; `activation` and `dropout` as in
+    fastdl.functional.linear. forward(input, residual=z) is dropout(activation(linear(input))) + z.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        check_activation("Linear", activation)
+        check_dropout(dropout)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation, self.dropout = activation, dropout
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """Return dropout(activation(linear(input))) + residual; dropout only in training."""
+        return linear(
+            input, self.weight, self.bias, activation=self.activation, dropout=self.dropout, residual=residual,
+            training=self.training,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """Return torch's text, and the extras in use."""
+        extras = f", activation={self.activation!r}" if self.activation is not None else ""
+        return super().extra_repr() + extras + (f", dropout={self.dropout}" if self.dropout else "")

@@ -1,0 +1,56 @@
+"""The block Linear, BatchNorm1d, activation, dropout."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdl.activation import check_activation
+from fastdl.linear import Linear, check_dropout
+
+
+def _batch_norm(features: int, activation: str | None, dropout: float, **options: Any) -> nn.Module:
+    """Return fastdl's BatchNorm1d, which fuses what follows it."""
+    import importlib
+
+    batch_norm = importlib.import_module("fastdl.batch_norm")
+    module: nn.Module = batch_norm.BatchNorm1d(features, activation=activation, dropout=dropout, **options)
+    return module
+
+
+class LinearBatchNormAct(nn.Module):
+    """dropout(activation(batch_norm(linear(input)) + residual)), as the modules `linear` and `norm`.
+
+    input: (N, in_features); output and residual: (N, out_features). `bias` is the linear layer's: batch norm takes a
+    constant shift away again, so there is none unless asked for. eps, momentum, affine and track_running_stats are
+    torch.nn.BatchNorm1d's; activation and dropout as in fastdl.functional.linear.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = "relu",
+        dropout: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        check_activation("LinearBatchNormAct", activation)
+        check_dropout(dropout)
+        super().__init__()
+        self.linear = Linear(in_features, out_features, bias, device, dtype)
+        self.norm = _batch_norm(
+            out_features, activation, dropout, eps=eps, momentum=momentum, affine=affine,
+            track_running_stats=track_running_stats, device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """Return dropout(activation(batch_norm(linear(input)) + residual))."""
+        output: Tensor = self.norm(self.linear(input), residual=residual)
+        return output
