@@ -7,3 +7,7 @@ from fastdl.dropout import dropout_reference as dropout_reference
 from fastdl.gemm import matmul_reference as matmul_reference
 from fastdl.linear import linear_backward_reference as linear_backward_reference
 from fastdl.linear import linear_reference as linear_reference
+from fastdl.optim.adagrad import adagrad_update as adagrad_update
+from fastdl.optim.adam import adam_update as adam_update
+from fastdl.optim.rmsprop import rmsprop_update as rmsprop_update
+from fastdl.optim.sgd import sgd_update as sgd_update
