@@ -11,6 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,16 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
     have = f"you have {capability[0]}.{capability[1]}"
     if not archs:
         return f"no: built without CUDA, {have}; install with nvcc at hand (FORCE_CUDA=1 pip install .)"
+    later = False
     for arch in archs.split(","):
         number, _, ptx = arch.partition("+")
-        major, minor = int(number.rstrip("af").split(".")[0]), int(number.rstrip("af").split(".")[1])
-        exact = number[-1].isalpha()  # 9.0a runs on 9.0 alone
+        major, minor = (int(digits) for digits in number.rstrip("af").split("."))
+        exact = number[-1].isalpha()  # 9.0a runs on 9.0 alone, its PTX too
         if (major, minor) == capability or (not exact and major == capability[0] and minor <= capability[1]):
             return f"yes: built for {archs}, {have}"
-        if ptx and not exact and (major, minor) <= capability:
-            return f"yes, compiled by the driver at first use: built for {archs}, {have}"
+        later |= bool(ptx) and not exact and (major, minor) <= capability
+    if later:
+        return f"yes, compiled by the driver at first use: built for {archs}, {have}"
     return f"no: built for {archs}, {have}; rebuild with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
 
 
@@ -116,9 +119,9 @@ def _samples(device: torch.device) -> dict[str, Callable[[], Any]]:
         "batch_norm + relu": module("BatchNorm2d", 4, input=image, activation="relu"),
         "linear": module("Linear", 4, 3),
         "linear + gelu": module("Linear", 4, 3, activation="gelu"),
-        "matmul": lambda: fastdl.matmul(x, x.T),  # type: ignore[attr-defined]
+        "matmul": lambda: fastdl.matmul(x, x.T),
         "initialize": lambda: _part("init").initialize(torch.nn.Linear(4, 4).to(device)),
-        **{name: (lambda name=name: step(name)) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
+        **{name: partial(step, name) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
         "BatchTransform": batch,
     }
 
@@ -132,7 +135,7 @@ class _Recorder(TorchDispatchMode):
     """Keeps the names of the ops that run, fastdl's apart from torch's."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ours: list[str] = []
         self.others: list[str] = []
 
@@ -165,7 +168,20 @@ def _path(sample: Callable[[], Any], key: str) -> str:
     return "; ".join(paths)
 
 
-_PLUMBING = ("detach", "empty", "view", "t", "clone", "_to_copy", "zeros", "ones", "arange", "alias")
+_PLUMBING = (
+    "detach",
+    "empty",
+    "view",
+    "t",
+    "clone",
+    "_to_copy",
+    "zeros",
+    "ones",
+    "arange",
+    "alias",
+    "uniform_",
+    "permute",
+)
 
 
 def _ops(device: torch.device) -> dict[str, str]:
