@@ -129,7 +129,7 @@ def test_exception_of_a_worker_process():
 
 
 def test_early_break_ends_the_thread():
-    for _ in Prefetcher((torch.ones(1) for _ in range(1000))):
+    for _ in Prefetcher(torch.ones(1) for _ in range(1000)):
         break
     gc.collect()
     assert threads() == []

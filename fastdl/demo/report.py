@@ -34,8 +34,8 @@ class Report:
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description:<42}"), BarColumn(24), TextColumn("epoch {task.completed}/{task.total}  "
-                   "loss {task.fields[loss]:.3f}"), TimeElapsedColumn())  # fmt: skip
+        text = "epoch {task.completed}/{task.total}  loss {task.fields[loss]:.3f}"
+        columns = (TextColumn("{task.description:<42}"), BarColumn(24), TextColumn(text), TimeElapsedColumn())
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task(title, total=epochs, loss=float("nan"))
             yield lambda epoch, loss: progress.update(bar, completed=epoch, loss=loss)

@@ -55,7 +55,7 @@ def own(path: str, seed: int, size: int = 64) -> Task:
 
 def mlp(task: Task, scheme: str, norm: bool, **arguments: Any) -> nn.Sequential:
     """Return ten layers of Linear and ReLU, with batch norm fused in between or without, initialized by `scheme`."""
-    widths = [task.images[0].numel()] + [WIDTH] * (DEPTH - 1)
+    widths = [task.images[0].numel(), *[WIDTH] * (DEPTH - 1)]
     layers: list[nn.Module] = [nn.Flatten()]
     for i, o in zip(widths, widths[1:]):
         layers.append(fnn.LinearBatchNormAct(i, o) if norm else fnn.Linear(i, o, activation="relu"))
