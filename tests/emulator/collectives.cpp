@@ -26,6 +26,7 @@ bool same(Site a, Site b) { return a.line == b.line && !strcmp(a.file, b.file); 
 void arrive(Barrier& barrier, int expected, bool wait, Wait kind, int id, bool whole_block, Site site) {
   if (barrier.arrived == 0) {
     barrier.expected = expected;
+    barrier.whole_block = whole_block;
     barrier.site = site;
   }
   const Site first = barrier.site;
