@@ -16,6 +16,7 @@
 #undef FASTDL_ISA
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTDL_X86
+#define FASTDL_F16C                       // the target pragma does not define __F16C__
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi2,f16c")

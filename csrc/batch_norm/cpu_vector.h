@@ -35,7 +35,7 @@ FASTDL_LANES F load(const torch::headeronly::BFloat16* p) {
 }
 // Exponent and mantissa move up; a product with 2^112 rebiases, subnormals included.
 FASTDL_LANES F load(const torch::headeronly::Half* p) {
-#if defined(__F16C__)
+#if defined(FASTDL_F16C)
   return F(_mm256_cvtph_ps(raw_load<__m128i>(p)));
 #else
   const U h = __builtin_convertvector(raw_load<Vec<uint16_t>>(p), U);
@@ -55,7 +55,7 @@ FASTDL_LANES void store(torch::headeronly::BFloat16* p, F v) {
 }
 // Round to nearest even by an addition whose ulp is fp16's at this magnitude.
 FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
-#if defined(__F16C__)
+#if defined(FASTDL_F16C)
   const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(p, &out, sizeof(out));
 #else
