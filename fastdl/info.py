@@ -94,13 +94,17 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
     return f"no: built for {archs}, {have}; rebuild with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
 
 
-def _samples(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Return a small call of every public part; what it runs is the path that this machine takes."""
-    x, image = torch.randn(8, 4, device=device), torch.randn(2, 4, 3, 3, device=device)
+def samples(device: torch.device, *, gradients: bool = False) -> dict[str, Callable[[], Any]]:
+    """Return a small call of every public part, of sizes that no vector width divides.
+
+    What such a call runs is the path that this machine takes; `gradients` makes its inputs require them.
+    """
+    x = torch.randn(7, 13, device=device, requires_grad=gradients)
+    image = torch.randn(3, 5, 7, 7, device=device, requires_grad=gradients)
     nn, functional = _part("nn"), _part("functional")
 
     def step(name: str) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(4, device=device))
+        parameter = torch.nn.Parameter(torch.zeros(131, device=device))
         parameter.grad = torch.ones_like(parameter)
         getattr(_part("optim"), name)([parameter], lr=0.1).step()
 
@@ -114,11 +118,11 @@ def _samples(device: torch.device) -> dict[str, Callable[[], Any]]:
     return {
         "dropout": lambda: functional.dropout(x, 0.5),
         "dropout + residual": lambda: functional.dropout(x, 0.5, residual=x),
-        "batch_norm (N, C)": module("BatchNorm1d", 4),
-        "batch_norm (N, C, H, W)": module("BatchNorm2d", 4, input=image),
-        "batch_norm + relu": module("BatchNorm2d", 4, input=image, activation="relu"),
-        "linear": module("Linear", 4, 3),
-        "linear + gelu": module("Linear", 4, 3, activation="gelu"),
+        "batch_norm (N, C)": module("BatchNorm1d", 13),
+        "batch_norm (N, C, H, W)": module("BatchNorm2d", 5, input=image),
+        "batch_norm + relu": module("BatchNorm2d", 5, input=image, activation="relu"),
+        "linear": module("Linear", 13, 11),
+        "linear + gelu": module("Linear", 13, 11, activation="gelu"),
         "matmul": lambda: fastdl.matmul(x, x.T),
         "initialize": lambda: _part("init").initialize(torch.nn.Linear(4, 4).to(device)),
         **{name: partial(step, name) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
@@ -189,7 +193,7 @@ def _ops(device: torch.device) -> dict[str, str]:
     result = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # falling back is what is being reported
-        for name, sample in _samples(device).items():
+        for name, sample in samples(device).items():
             try:
                 result[name] = _path(sample, "CUDA" if device.type == "cuda" else "CPU")
             except Exception as error:
