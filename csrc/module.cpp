@@ -39,6 +39,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of fastdl";
   m.def("build_info", &build_info,
         "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI");
-        "What this library was built with: CUDA toolkit (None without), compiler, torch ABI");
   bind_augment(m);
 }
