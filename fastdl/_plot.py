@@ -46,7 +46,7 @@ def bandwidth(cases: Sequence[Case]) -> Any:
                 panels[f"{i['op']}, {i['direction']}, {i['dtype']}"][name].append(
                     (i["bytes"], i["bytes"] / row.us / 1e3)
                 )
-    panels = {title: curves for title, curves in panels.items() if max(map(len, curves.values())) >= 3}  # type: ignore[assignment]
+    panels = {title: curves for title, curves in panels.items() if max(map(len, curves.values())) >= 3}
     if not panels:
         return None
     columns = min(3, len(panels))

@@ -90,7 +90,8 @@ def load(paths: Iterable[Path]) -> list[Case]:
     contents = [(file, json.loads(file.read_text())) for file in files]
     newest: dict[tuple[str, str], Case] = {}
     for _, content in sorted(((f, c) for f, c in contents if "benchmarks" in c), key=lambda item: item[1]["datetime"]):
-        machine, groups = machine_name(content["machine_info"]), defaultdict(dict)
+        machine = machine_name(content["machine_info"])
+        groups: dict[str, dict[str, Row]] = defaultdict(dict)
         source = {**content["machine_info"], "commit": content["commit_info"], "datetime": content["datetime"]}
         copy = content["machine_info"]["bounds"]["copy_bytes_per_second"]
         for entry in content["benchmarks"]:

@@ -103,9 +103,7 @@ class _DropoutInPlace(torch.autograd.Function):
     """The same on the input's own memory; activations, which would need the overwritten input, are not taken."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, group: int
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, group: int) -> Tensor:
         ctx.p, ctx.group = p, group
         ctx.mark_dirty(input)
         ctx.save_for_backward(seed)
