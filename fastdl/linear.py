@@ -27,7 +27,7 @@ def _drop(input: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return input if seed is None else torch.where(keep_mask(input.shape, seed, p), input * _scale(p), 0)
 
 
-def reference(
+def linear_reference(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, activation: int,
     p: float, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -39,7 +39,7 @@ def reference(
     return output, preactivation if save else input.new_empty(0)
 
 
-def reference_backward(
+def linear_backward_reference(
     grad_output: Tensor, saved: Tensor | None, seed: Tensor | None, activation: int, p: float, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients at the preactivation and at the bias (or nothing)."""
@@ -63,13 +63,13 @@ FORWARD = _library.define(
     "linear_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, int activation, "
     "float p, bool save) -> (Tensor, Tensor)",
     fake=_fake,
-    reference=reference,
+    reference=linear_reference,
 )
 BACKWARD = _library.define(
     "linear_backward(Tensor grad_output, Tensor? saved, Tensor? seed, int activation, float p, bool bias) "
     "-> (Tensor, Tensor)",
     fake=_fake_backward,
-    reference=reference_backward,
+    reference=linear_backward_reference,
 )
 
 

@@ -10,10 +10,13 @@ from fastdl import _library
 from fastdl.philox import philox
 
 # One parameter group's options as a row of floats: the fields of Options in csrc/optim/options.h, in its order.
+# fmt: off
 OPTIONS = (
-    "lr lr_index weight_decay decoupled maximize l1 proximal ema_decay master_weights stochastic_rounding "
-    "momentum dampening nesterov first beta1 beta2 eps amsgrad alpha centered lr_decay"
-).split()
+    "lr", "lr_index", "weight_decay", "decoupled", "maximize", "l1", "proximal", "ema_decay", "master_weights",
+    "stochastic_rounding", "momentum", "dampening", "nesterov", "first", "beta1", "beta2", "eps", "amsgrad", "alpha",
+    "centered", "lr_decay",
+)
+# fmt: on
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 

@@ -1,0 +1,171 @@
+// What a kernel may use beyond CUDA's own spelling, the same under nvcc and under g++ (tests/emulator), and
+// how host code launches it. The one header that knows which compiler reads it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#if defined(__CUDACC__)
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+// FASTDL_SHARED(partial, float[32]); declares a shared variable, FASTDL_DYNAMIC_SHARED(bytes); the launch's
+// dynamic shared memory as unsigned char*, aligned to 1024 bytes.
+#define FASTDL_SHARED(name, ...) __shared__::std::type_identity_t<__VA_ARGS__> name
+#define FASTDL_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define FASTDL_UNROLL _Pragma("unroll")
+
+namespace fastdl {
+using half = __half;
+using bfloat16 = __nv_bfloat16;
+}  // namespace fastdl
+#else
+#include "emulator/cuda.h"
+#define FASTDL_SHARED(name, ...)                                                                  \
+  static char name##_key;                                                                         \
+  auto& name = *static_cast<::std::type_identity_t<__VA_ARGS__>*>(                                \
+      ::fastdl::emulator::static_shared(&name##_key, sizeof(::std::type_identity_t<__VA_ARGS__>), \
+                                        alignof(::std::type_identity_t<__VA_ARGS__>), #name))
+#define FASTDL_DYNAMIC_SHARED(name) \
+  unsigned char* name = static_cast<unsigned char*>(::fastdl::emulator::dynamic_shared())
+#define FASTDL_UNROLL
+#endif
+#define FASTDL_DEVICE __device__ __forceinline__
+
+namespace fastdl {
+
+// Where a 16-bit or 32-bit value is accumulated: float; a double: double.
+template <class scalar_t>
+using accumulator_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+struct LaunchConfig {
+  dim3 grid{1}, block{1};
+  size_t shared_bytes = 0;
+  void* stream = nullptr;  // a cudaStream_t
+  dim3 cluster{1};
+  bool cooperative = false;
+};
+
+// The device that host code sizes a launch for.
+struct DeviceProperties {
+  int multiprocessors;
+  int shared_bytes_per_block;  // with opt-in
+  int capability;              // 10 * major + minor
+  bool has_clusters() const { return capability >= 90; }
+};
+
+#if defined(__CUDACC__)
+inline const char* error_text(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Starts a kernel. Returns null, or why the launch was refused.
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments&&... arguments) {
+  constexpr size_t kWithoutOptIn = 48 * 1024;
+  if (config.shared_bytes > kWithoutOptIn) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    if (error != cudaSuccess) return error_text(error);
+  }
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (config.cluster.x * config.cluster.y * config.cluster.z > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {config.cluster.x, config.cluster.y, config.cluster.z};
+  }
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  cudaLaunchConfig_t launch_config{};
+  launch_config.gridDim = config.grid;
+  launch_config.blockDim = config.block;
+  launch_config.dynamicSmemBytes = config.shared_bytes;
+  launch_config.stream = static_cast<cudaStream_t>(config.stream);
+  launch_config.attrs = attributes;
+  launch_config.numAttrs = count;
+  return error_text(cudaLaunchKernelEx(&launch_config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+inline DeviceProperties device_properties() {
+  int device = 0, major = 0, minor = 0;
+  DeviceProperties p{};
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&p.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&p.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  p.capability = 10 * major + minor;
+  return p;
+}
+
+// How many blocks of the kernel fit on the device at once: the largest grid of a cooperative launch.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  if (shared_bytes > 48 * 1024) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+  }
+  int each = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+  return each * device_properties().multiprocessors;
+}
+
+// Zeroes device memory in stream order.
+inline const char* fill_zero(void* memory, size_t bytes, void* stream) {
+  return error_text(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+// Waits until every block of a cooperative launch has arrived.
+FASTDL_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+// Spins until f() holds; f reads with an atomic or a volatile load.
+template <class F>
+FASTDL_DEVICE void spin_until(F f) {
+  while (!f()) __nanosleep(20);
+}
+#else
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments&&... arguments) {
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<std::decay_t<Parameters>...> arguments;
+  } call{kernel, {static_cast<std::decay_t<Parameters>>(arguments)...}};
+  emulator::Launch l{config.grid,        config.block,
+                     config.cluster,     config.shared_bytes,
+                     config.cooperative, emulator::kernel_name(reinterpret_cast<const void*>(kernel)),
+                     sizeof call};
+  const auto entry = [](const void* memory) {
+    const Call& c = *static_cast<const Call*>(memory);
+    std::apply(c.kernel, c.arguments);
+  };
+  return emulator::run(l, entry, &call);
+}
+
+inline DeviceProperties device_properties() {
+  const emulator::Device& d = emulator::device();
+  return {d.multiprocessors, d.shared_bytes_per_block, d.capability};
+}
+
+template <class... Parameters>
+int resident_blocks(void (*)(Parameters...), int threads, size_t shared_bytes) {
+  return emulator::resident_blocks(unsigned(threads), shared_bytes) * emulator::device().multiprocessors;
+}
+
+inline const char* fill_zero(void* memory, size_t bytes, void*) {
+  memset(memory, 0, bytes);
+  return nullptr;
+}
+
+inline void grid_sync(FASTDL_SITE) { emulator::grid_barrier(site); }
+
+template <class F>
+inline void spin_until(F f, FASTDL_SITE) {
+  while (!f()) emulator::yield(site);
+}
+#endif
+
+}  // namespace fastdl
