@@ -115,7 +115,9 @@ def _by_op(cases: Iterable[Case]) -> dict[str, list[Case]]:
     ops: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         ops[f"{case.info['op']}, {case.info['direction']}"].append(case)
-    return dict(sorted(ops.items()))
+    return {
+        op: sorted(ops[op], key=lambda c: (c.info["dtype"], c.info["layout"], c.info["bytes"])) for op in sorted(ops)
+    }
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -139,7 +141,7 @@ def _origin(cases: Sequence[Case]) -> str:
     busy = f", load {load_average[0]:.1f} when it ended" if load_average and not source.get("gpus") else ""
     return (
         f"{device}{toolkit}, torch {source['torch']}, commit {', '.join(commits)}, {str(source['datetime'])[:10]}; "
-        f"copy {source['bounds']['copy_bytes_per_second'] / 1e9:.3g} GB/s in the same run{busy}."
+        f"copy {source['bounds']['copy_bytes_per_second'] / 1e9:,.4g} GB/s in the same run{busy}."
     )
 
 
@@ -149,12 +151,13 @@ def summary(cases: Iterable[Case]) -> str:
     for machine, of_machine in _by_machine(cases).items():
         rows = []
         for op, of_op in _by_op(of_machine).items():
+            of_op = [case for case in of_op if case.ratio is not None]
             ratios = [case.ratio for case in of_op if case.ratio is not None]
             if not ratios:
                 continue
             fractions = [c.rows[OURS].info["fraction_of_bound"] for c in of_op if c.rows[OURS].cache == "cold"]
-            wins = sum(c.ratio is not None and c.ratio > 1 and not c.tied for c in of_op)
-            losses = sum(c.ratio is not None and c.ratio < 1 and not c.tied for c in of_op)
+            decided = [case.ratio for case in of_op if case.ratio is not None and not case.tied]
+            wins, losses = sum(ratio > 1 for ratio in decided), sum(ratio <= 1 for ratio in decided)
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             rows.append([
                 op, f"{mean:.2f}×", f"{min(ratios):.2f}–{max(ratios):.2f}×",
