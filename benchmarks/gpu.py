@@ -49,6 +49,13 @@ class Machine:
         self.folder = Path(results).resolve() if results else default
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def forget(self, part: str) -> None:
+        """Drop what says that the part is done, so that all of it runs again."""
+        results = [f".done-{name}" for name in SANITIZERS] if part == "sanitizer" else []
+        results += [f"{stem(path)}.json" for path in benchmark_files(part)]
+        for name in (f".done-{part}", *results):
+            (self.folder / name).unlink(missing_ok=True)
+
     def run(
         self, command: Sequence[str | Path], limit: float, log: str, env: dict[str, str] | None = None
     ) -> tuple[int, str]:
@@ -222,6 +229,17 @@ def sanitizer(machine: Machine, limit: float) -> str:
     return f"{', '.join(SANITIZERS)} clean"
 
 
+def stem(path: Path) -> str:
+    return path.stem.removeprefix("bench_")
+
+
+def benchmark_files(part: str) -> list[Path]:
+    """Return the ceilings' file first, then every op's (part "bench") or the rivals' (part "peers")."""
+    ceilings, rivals = (ROOT / f"benchmarks/bench_{name}.py" for name in ("copy", "peers"))
+    ops = sorted(set((ROOT / "benchmarks").glob("bench_*.py")) - {ceilings, rivals})
+    return {"bench": [ceilings, *ops], "peers": [ceilings, rivals]}.get(part, [])
+
+
 def measure(machine: Machine, limit: float, files: Sequence[Path]) -> str:
     """Run benchmark files one by one, each to a JSON file of its own, as long as time is left."""
     need("pytest", "bench")
@@ -229,18 +247,17 @@ def measure(machine: Machine, limit: float, files: Sequence[Path]) -> str:
     end, failed = time.monotonic() + limit, []
     env = {"FASTDL_BENCH_DEVICE": "cpu"} if machine.rehearse else {}
     for path in files:
-        stem = path.stem.removeprefix("bench_")
-        result = machine.folder / f"{stem}.json"
+        result = machine.folder / f"{stem(path)}.json"
         if result.exists():
             continue
         left = end - time.monotonic()
         if left < 10:
-            failed.append(f"{stem}: no time left")
+            failed.append(f"{stem(path)}: no time left")
             continue
         quick = ["--benchmark-disable"] if machine.rehearse else [f"--benchmark-json={result}"]
-        code, text = machine.run(pytest_command(path, *quick), left, f"{stem}.txt", env)
+        code, text = machine.run(pytest_command(path, *quick), left, f"{stem(path)}.txt", env)
         if code:
-            failed.append(f"{stem}: {tail(text, COUNTS)}")
+            failed.append(f"{stem(path)}: {tail(text, COUNTS)}")
     if failed:
         raise Failure("; ".join(failed))
     return f"{len(files)} files"
@@ -248,13 +265,12 @@ def measure(machine: Machine, limit: float, files: Sequence[Path]) -> str:
 
 def bench(machine: Machine, limit: float) -> str:
     """Measure the ceilings, then every op against its peers."""
-    files = sorted(path for path in (ROOT / "benchmarks").glob("bench_*.py") if path.stem != "bench_peers")
-    return measure(machine, limit, sorted(files, key=lambda path: path.stem != "bench_copy"))
+    return measure(machine, limit, benchmark_files("bench"))
 
 
 def peers(machine: Machine, limit: float) -> str:
     """Measure the ceilings and the rivals alone; needs nothing of fastdl to be built."""
-    return measure(machine, limit, [ROOT / f"benchmarks/bench_{stem}.py" for stem in ("copy", "peers")])
+    return measure(machine, limit, benchmark_files("peers"))
 
 
 PARTS: dict[str, tuple[Callable[[Machine, float], str], float]] = {
@@ -295,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         part, limit = PARTS[name]
         stamp = machine.folder / f".done-{name}"
         if options.again:
-            stamp.unlink(missing_ok=True)
+            machine.forget(name)
         if stamp.exists():
             print(f"{name}: done before ({stamp.read_text().strip()})", flush=True)
             continue
