@@ -24,13 +24,7 @@ def check_part(optimizer: Optimizer, part: Part, accepts_sparse: bool) -> None:
     extras = [k for k in ("l1", "max_grad_norm", "ema_decay", "master_weights", "stochastic_rounding") if group[k]]
     if extras:
         kind = "sparse gradients take" if sparse else "differentiable=True takes"
-<<<<<<< HEAD
         raise RuntimeError(f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it out")
-=======
-        raise RuntimeError(
-            f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it at its default"
-        )
->>>>>>> main
 
 
 @contextmanager
