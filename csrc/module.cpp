@@ -11,6 +11,8 @@
 
 namespace py = pybind11;
 
+void bind_augment(py::module_&);
+
 namespace {
 
 py::dict build_info() {
@@ -37,4 +39,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of fastdl";
   m.def("build_info", &build_info,
         "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI");
+  bind_augment(m);
 }

@@ -8,11 +8,19 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 
+
+def _silu_backward(grad_output: Tensor, input: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _aten.silu_backward(grad_output, input)  # type: ignore[no-any-return]
+    sigmoid = torch.sigmoid(input)  # torch's kernel has no derivative of its own
+    return grad_output * sigmoid * (1 + input * (1 - sigmoid))
+
+
 # name -> (function, gradient(grad_output, preactivation))
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (F.relu, lambda g, x: _aten.threshold_backward(g, x, 0)),
     "leaky_relu": (lambda x: F.leaky_relu(x, 0.01), lambda g, x: _aten.leaky_relu_backward(g, x, 0.01, False)),
-    "silu": (F.silu, lambda g, x: _aten.silu_backward(g, x)),
+    "silu": (F.silu, _silu_backward),
     "gelu": (F.gelu, lambda g, x: _aten.gelu_backward(g, x)),
     "gelu_tanh": (
         lambda x: F.gelu(x, approximate="tanh"),

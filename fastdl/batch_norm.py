@@ -80,7 +80,9 @@ def batch_norm_backward_reference(
         grad_input = g - (_channels(grad_bias, x) + normalized * _channels(grad_weight, x)) / count
     grad_input = grad_input * _channels(invstd if weight is None else invstd * weight.double().reshape(-1), x)
     parameter = next((t.dtype for t in (weight, bias) if t is not None), input.dtype)
-    grads = (grad_input.to(input.dtype), g.to(input.dtype), grad_weight.to(parameter), grad_bias.to(parameter))
+    layout = suggest_memory_format(input)
+    grad_input, g = (t.to(input.dtype).contiguous(memory_format=layout) for t in (grad_input, g))
+    grads = (grad_input, g, grad_weight.to(parameter), grad_bias.to(parameter))
     needed = (need_input, need_residual, need_params, need_params)
     return tuple(t if n else input.new_empty(0) for t, n in zip(grads, needed))  # type: ignore[return-value]
 
@@ -164,6 +166,8 @@ def _batch_norm(
     """Check and run. `dropout` is already 0 in evaluation; momentum None averages over num_batches_tracked."""
     if residual is not None and residual.dtype != input.dtype and torch.is_autocast_enabled(input.device.type):
         residual = residual.to(input.dtype)
+    if input.dim() == 1 and input.numel() == 0:
+        return input.clone()  # as torch
     check(input, running_mean, running_var, weight, bias, residual, batch_stats, eps, activation)
     weight = weight if weight is None or weight.dim() == 1 else weight.reshape(-1)
     bias = bias if bias is None or bias.dim() == 1 else bias.reshape(-1)

@@ -9,4 +9,7 @@ from fastdl.compose import RandomHorizontalFlip as RandomHorizontalFlip
 from fastdl.compose import RandomResizedCrop as RandomResizedCrop
 from fastdl.compose import TenCrop as TenCrop
 from fastdl.compose import ToDtype as ToDtype
+from fastdl.prefetch import Prefetcher as Prefetcher
+from fastdl.resident import ResidentDataset as ResidentDataset
+from fastdl.stats import channel_stats as channel_stats
 from fastdl.transform import BatchTransform as BatchTransform

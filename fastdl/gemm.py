@@ -8,7 +8,7 @@ from fastdl import _library
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def reference(a: Tensor, b: Tensor) -> Tensor:
+def matmul_reference(a: Tensor, b: Tensor) -> Tensor:
     """Return c[..., m, n] = sum over k of a[..., m, k] b[..., k, n]."""
     return torch.matmul(a, b)
 
@@ -17,7 +17,7 @@ def _fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.size(-1)))
 
 
-GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=reference)
+GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=matmul_reference)
 
 
 class _Gemm(torch.autograd.Function):
@@ -39,8 +39,13 @@ class _Gemm(torch.autograd.Function):
 def gemm(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices or of two equal batches of them; differentiable any number of times."""
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _Gemm.apply(a, b)  # type: ignore[no-any-return]
+        return _Gemm.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
     return GEMM(a, b)  # type: ignore[no-any-return]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of two matrices of one floating dtype: `gemm`, or torch's own kernels on CPU tensors."""
+    return gemm(a, b) if a.is_cuda or GEMM.run is not GEMM.overload else torch.matmul(a, b)
 
 
 def transforms_active() -> bool:
@@ -81,7 +86,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     rows, columns = a.shape[-2:-1], b.shape[-1:]
     if b.dim() == 2:  # a's batch becomes rows: one product, and b's gradient needs no sum over the batch
         batch = a.shape[:-2]
-        result = gemm(a.reshape(-1, a.size(-1)) if a.dim() > 2 else a, b)
+        result = gemm(a.flatten(0, -2), b)
     else:
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         size = batch.numel()
@@ -98,12 +103,12 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     float32 (float64 for float64). CPU tensors, integers and complex numbers take torch's own kernels.
     Raises RuntimeError as torch.matmul does.
     """
+    if out is not None or not (input.is_cuda or GEMM.run is not GEMM.overload):
+        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
     a, b = autocast(input), autocast(other)
     fits = (
         min(a.dim(), b.dim()) >= 1
         and a.size(-1) == b.size(-2 if b.dim() > 1 else -1)
         and all(x == y or 1 in (x, y) for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2])))
     )
-    if out is not None or not fits or not has_kernel(GEMM, a, b):
-        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
-    return _product(a, b)
+    return _product(a, b) if fits and has_kernel(GEMM, a, b) else torch.matmul(input, other)

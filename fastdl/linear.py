@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdl import _library
 from fastdl.activation import CODES, activate, activation_backward, check_activation
-from fastdl.gemm import FLOATING, autocast, has_kernel, matmul, transforms_active
+from fastdl.gemm import FLOATING, autocast, has_kernel, product, transforms_active
 from fastdl.philox import keep_mask, new_seed
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -27,7 +27,7 @@ def _drop(input: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return input if seed is None else torch.where(keep_mask(input.shape, seed, p), input * _scale(p), 0)
 
 
-def reference(
+def linear_reference(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, activation: int,
     p: float, save: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -39,7 +39,7 @@ def reference(
     return output, preactivation if save else input.new_empty(0)
 
 
-def reference_backward(
+def linear_backward_reference(
     grad_output: Tensor, saved: Tensor | None, seed: Tensor | None, activation: int, p: float, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients at the preactivation and at the bias (or nothing)."""
@@ -63,13 +63,13 @@ FORWARD = _library.define(
     "linear_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, int activation, "
     "float p, bool save) -> (Tensor, Tensor)",
     fake=_fake,
-    reference=reference,
+    reference=linear_reference,
 )
 BACKWARD = _library.define(
     "linear_backward(Tensor grad_output, Tensor? saved, Tensor? seed, int activation, float p, bool bias) "
     "-> (Tensor, Tensor)",
     fake=_fake_backward,
-    reference=reference_backward,
+    reference=linear_backward_reference,
 )
 
 
@@ -100,9 +100,9 @@ class _Linear(torch.autograd.Function):
         else:
             grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs_bias)
         if needs_input:
-            grad_input = matmul(grad, weight)
+            grad_input = product(_rows(grad), weight).view(input.shape)
         if needs_weight:
-            grad_weight = matmul(_rows(grad).mT, _rows(input))
+            grad_weight = product(_rows(grad).mT, _rows(input))
         grad_residual = grad_output if ctx.needs_input_grad[3] else None
         return grad_input, grad_weight, grad_bias if needs_bias else None, grad_residual, None, None, None
 
@@ -152,14 +152,15 @@ def linear(
     preactivation = None if fits else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
     if residual is not None and residual.shape != shape:
         raise RuntimeError(
-            f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; expand it first"
+            f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; "
+            "expand it first"
         )
     seed = new_seed(input.device) if p > 0 else None
     if preactivation is not None:
         output = _drop(activate(preactivation, activation), seed, p)
         return output if residual is None else output + residual
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
-        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return]
+        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
     return FORWARD(*operands, residual, seed, CODES[activation], p, False)[0]  # type: ignore[no-any-return]
 
 

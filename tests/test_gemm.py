@@ -64,7 +64,9 @@ def test_shapes_exact(backend, name):
     backend.requires("gemm")
     for dtype in DTYPES:
         a, b = (integers(s, dtype, backend.device) for s in SHAPES[name])
-        torch.testing.assert_close(fastdl.matmul(a, b), torch.matmul(a.cpu(), b.cpu()).to(backend.device), rtol=0, atol=0)
+        torch.testing.assert_close(
+            fastdl.matmul(a, b), torch.matmul(a.cpu(), b.cpu()).to(backend.device), rtol=0, atol=0
+        )
 
 
 def test_layouts_exact(backend, kind):
@@ -137,7 +139,9 @@ def test_opcheck():
         torch.library.opcheck(GEMM.overload, (torch.randn(a), torch.randn(b)))
 
 
-@pytest.mark.parametrize("a, b", [((2, 3), (4, 5)), ((2, 3, 4), (3, 4, 5)), ((), (3,)), ((3,), (4,)), ((2, 3), (4,))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 3), (4, 5)), ((2, 3, 4), (3, 4, 5)), ((), (3,)), ((3,), (4,)), ((2, 3), (4,))]
+)
 def test_shape_errors_are_torchs(backend, a, b):
     left, right = torch.randn(a, device=backend.device), torch.randn(b, device=backend.device)
     with pytest.raises(RuntimeError) as theirs:
@@ -148,7 +152,7 @@ def test_shape_errors_are_torchs(backend, a, b):
 
 
 def test_dtype_error_is_torchs(backend):
-    with pytest.raises(RuntimeError, match="same dtype|but got"):
+    with pytest.raises(RuntimeError, match=r"same dtype|but got"):
         fastdl.matmul(torch.randn(2, 3, device=backend.device).half(), torch.randn(3, 4, device=backend.device))
 
 

@@ -1,10 +1,36 @@
 // batch_norm on CPU tensors: chunks of rows and channels over threads. Chunks depend on sizes only, so the
 // same bits come out of any number of threads.
 #include <tuple>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-#include "batch_norm/cpu_rows.h"
+#include "batch_norm/cpu_types.h"
 #include "batch_norm/layout.h"
 #include "torch_glue.h"
+
+// The loops once for each instruction set: compiler vectors are lowered before function clones are made.
+#define FASTDL_LANES inline __attribute__((always_inline))
+#define FASTDL_ISA baseline
+#include "batch_norm/cpu_rows.h"
+#undef FASTDL_ISA
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FASTDL_X86
+#define FASTDL_F16C                       // the target pragma does not define __F16C__
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi2,f16c")
+#define FASTDL_ISA avx2
+#include "batch_norm/cpu_rows.h"
+#undef FASTDL_ISA
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,f16c")
+#define FASTDL_ISA avx512
+#include "batch_norm/cpu_rows.h"
+#undef FASTDL_ISA
+#pragma GCC pop_options
+#endif
 
 namespace fastdl {
 namespace {
@@ -60,6 +86,21 @@ Keep read_keep(const optional<Tensor>& seed, double p) {
 
 View view_of(const BatchNormLayout& l) { return View(l.N, l.C, l.S, l.channels_last); }
 
+template <class scalar_t>
+const Rows<scalar_t>& best_rows() {
+  static const Rows<scalar_t> best = [] {
+#if defined(FASTDL_X86)
+    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+      return avx512::rows<scalar_t>();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      return avx2::rows<scalar_t>();
+#endif
+    return baseline::rows<scalar_t>();
+  }();
+  return best;
+}
+
 // Chunks of one channel's elements, or of rows channels last.
 int64_t chunks_of(const View& v) {
   const int64_t each = v.last ? v.rows * v.length : v.count();
@@ -72,18 +113,19 @@ void moments(const scalar_t* x, const View& v, Values& mean, Values& m2) {
   const int64_t chunks = chunks_of(v), total = v.last ? v.rows : v.count(), columns = v.last ? v.length : v.C;
   Values means(chunks * columns), spreads(chunks * columns);
   if (v.last) {
-    torch::stable::parallel_for(0, chunks, grain_of(total * v.length / chunks),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t k = begin; k < end; ++k) {
-                                    row_moments(x, v, total * k / chunks, total * (k + 1) / chunks,
-                                                &means[k * columns], &spreads[k * columns]);
-                                  }
-                                });
+    torch::stable::parallel_for(
+        0, chunks, grain_of(total * v.length / chunks), [&](int64_t begin, int64_t end) {
+          for (int64_t k = begin; k < end; ++k) {
+            best_rows<scalar_t>().row_moments(x, v, total * k / chunks, total * (k + 1) / chunks,
+                                              &means[k * columns], &spreads[k * columns]);
+          }
+        });
   } else {
     torch::stable::parallel_for(0, chunks * v.C, grain_of(total / chunks), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t k = task / v.C, c = task % v.C;
-        const Moments part = channel_moments(x, v, c, total * k / chunks, total * (k + 1) / chunks);
+        const Moments part =
+            best_rows<scalar_t>().channel_moments(x, v, c, total * k / chunks, total * (k + 1) / chunks);
         means[task] = part.mean, spreads[task] = part.m2;
       }
     });
@@ -100,24 +142,24 @@ void moments(const scalar_t* x, const View& v, Values& mean, Values& m2) {
 }
 
 // sum(g) and sum(g * normalized) of every channel.
-template <bool kPlain, class scalar_t>
+template <class scalar_t>
 void gradient_sums(const Operands<scalar_t>& o, const View& v, Values& sum, Values& dot) {
   const int64_t chunks = chunks_of(v), total = v.last ? v.rows : v.count(), columns = v.last ? v.length : v.C;
   Values sums(chunks * columns), dots(chunks * columns);
   if (v.last) {
-    torch::stable::parallel_for(0, chunks, grain_of(total * v.length / chunks),
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t k = begin; k < end; ++k) {
-                                    row_sums<kPlain>(o, v, total * k / chunks, total * (k + 1) / chunks,
-                                                     &sums[k * columns], &dots[k * columns]);
-                                  }
-                                });
+    torch::stable::parallel_for(
+        0, chunks, grain_of(total * v.length / chunks), [&](int64_t begin, int64_t end) {
+          for (int64_t k = begin; k < end; ++k) {
+            best_rows<scalar_t>().row_sums[o.plain()](o, v, total * k / chunks, total * (k + 1) / chunks,
+                                                      &sums[k * columns], &dots[k * columns]);
+          }
+        });
   } else {
     torch::stable::parallel_for(0, chunks * v.C, grain_of(total / chunks), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t k = task / v.C;
-        channel_sums<kPlain>(o, v, task % v.C, total * k / chunks, total * (k + 1) / chunks, &sums[task],
-                             &dots[task]);
+        best_rows<scalar_t>().channel_sums[o.plain()](o, v, task % v.C, total * k / chunks,
+                                                      total * (k + 1) / chunks, &sums[task], &dots[task]);
       }
     });
   }
@@ -135,15 +177,6 @@ Tensor dense_like(const Tensor& t, const Tensor& input, const BatchNormLayout& l
 Tensor new_output(const Tensor& input, const BatchNormLayout& layout) {
   return torch::stable::empty(input.sizes(), input.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
                               layout.format);
-}
-
-// Calls f(kLast, kPlain) with both as compile-time constants.
-template <class F>
-void dispatch_form(bool last, bool plain, F&& f) {
-  using True = std::true_type;
-  using False = std::false_type;
-  if (last) return plain ? f(True{}, True{}) : f(True{}, False{});
-  return plain ? f(False{}, True{}) : f(False{}, False{});
 }
 
 // Updates the running statistics with those of this batch; momentum none is the average over all batches.
@@ -203,10 +236,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(
     const Constants<acc_of<scalar_t>> constants(v, mean.data(), invstd.data(), w, b);
     const Operands<scalar_t> o{
         data, z ? z->const_data_ptr<scalar_t>() : nullptr, nullptr, constants, activation, keep};
-    dispatch_form(v.last, o.plain(), [&](auto last, auto plain) {
-      torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-        forward_range<last.value, plain.value>(o, v, output.mutable_data_ptr<scalar_t>(), begin, end);
-      });
+    const auto forward = best_rows<scalar_t>().forward[v.last][o.plain()];
+    torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      forward(o, v, output.mutable_data_ptr<scalar_t>(), begin, end);
     });
   });
   write_values(save_mean, mean), write_values(save_invstd, invstd);
@@ -246,20 +278,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(
                                constants,
                                activation,
                                keep};
-    dispatch_form(v.last, o.plain(), [&](auto last, auto plain) {
-      if (need_params || (need_input && training)) gradient_sums<plain.value>(o, v, sum, dot);
-      if (!need_input && !need_residual) return;
-      Gradients<scalar_t> to{need_input ? grad_input.mutable_data_ptr<scalar_t>() : nullptr,
-                             need_residual ? grad_residual.mutable_data_ptr<scalar_t>() : nullptr,
-                             std::vector<acc_t>(constants.hi.size()),
-                             std::vector<acc_t>(constants.hi.size())};
-      for (size_t i = 0; training && i < to.a.size(); ++i) {
-        to.a[i] = acc_t(sum[i % v.C] / double(v.count())), to.b[i] = acc_t(dot[i % v.C] / double(v.count()));
-      }
-      torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-        backward_range<last.value, plain.value>(o, v, to, begin, end);
-      });
-    });
+    if (need_params || (need_input && training)) gradient_sums(o, v, sum, dot);
+    if (!need_input && !need_residual) return;
+    Gradients<scalar_t> to{need_input ? grad_input.mutable_data_ptr<scalar_t>() : nullptr,
+                           need_residual ? grad_residual.mutable_data_ptr<scalar_t>() : nullptr,
+                           std::vector<acc_t>(constants.hi.size()), std::vector<acc_t>(constants.hi.size())};
+    for (size_t i = 0; training && i < to.a.size(); ++i) {
+      to.a[i] = acc_t(sum[i % v.C] / double(v.count())), to.b[i] = acc_t(dot[i % v.C] / double(v.count()));
+    }
+    const auto backward = best_rows<scalar_t>().backward[v.last][o.plain()];
+    torch::stable::parallel_for(0, input.numel(), kGrain,
+                                [&](int64_t begin, int64_t end) { backward(o, v, to, begin, end); });
   });
   if (need_params) write_values(grad_weight, dot), write_values(grad_bias, sum);
   return {grad_input, grad_residual, grad_weight, grad_bias};

@@ -1,53 +1,12 @@
 // Inner loops of batch_norm on CPU tensors: rows in, rows or per-channel sums out; no torch.
 // Statistics are short shifted sums in double, merged by Chan et al. (1983): the input is read once, and the
-// result is as exact as Welford's.
-#pragma once
-#include <algorithm>
-#include <cmath>
-#include <vector>
-
+// result is as exact as Welford's. cpu.cpp includes this once for each instruction set.
 #include "batch_norm/cpu_vector.h"
-#include "philox.cuh"
 
-namespace fastdl {
-using namespace lanes;
+namespace fastdl::FASTDL_ISA {
 
 constexpr int64_t kFlush = 1 << 12;  // elements of one shifted sum
 constexpr int64_t kRows = 32;        // rows of one shifted sum, channels last
-
-// Rows of `length` contiguous elements. Channels last: element i of a row is channel i % C (short rows are
-// taken `fold` at a time). Otherwise row r is channel r % C.
-struct View {
-  int64_t N, C, S, rows, length, fold = 1;
-  bool last;
-
-  View(int64_t n, int64_t c, int64_t s, bool channels_last)
-      : N(n), C(c), S(s), rows(n * c), length(s), last(channels_last) {
-    if (!last) return;
-    rows = N * S;
-    while (C * fold < 32 && rows % (fold * 2) == 0) fold *= 2;
-    rows /= fold;
-    length = C * fold;
-  }
-  int64_t count() const { return N * S; }
-  int64_t logical(int64_t row,
-                  int64_t i) const {  // the row-major index of an element, which names its random bits
-    if (!last) return row * S + i;
-    const int64_t position = row * fold + i / C;
-    return (position / S * C + i % C) * S + position % S;
-  }
-};
-
-struct Moments {
-  double count = 0, mean = 0, m2 = 0;
-  void merge(double n, double other_mean, double other_m2) {
-    if (n == 0) return;
-    const double total = count + n, delta = other_mean - mean;
-    mean += delta * (n / total);
-    m2 += other_m2 + delta * delta * (count * n / total);
-    count = total;
-  }
-};
 
 FASTDL_LANES double sum_lanes(D v) {
   return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
@@ -55,8 +14,7 @@ FASTDL_LANES double sum_lanes(D v) {
 
 // Elements [begin, end) of one channel, numbered over (N, S).
 template <class scalar_t>
-FASTDL_CLONES Moments channel_moments(const scalar_t* x, const View& v, int64_t c, int64_t begin,
-                                      int64_t end) {
+Moments channel_moments(const scalar_t* x, const View& v, int64_t c, int64_t begin, int64_t end) {
   Moments total;
   for (int64_t j = begin; j < end;) {
     const scalar_t first = x[(j / v.S * v.C + c) * v.S + j % v.S];
@@ -85,8 +43,7 @@ FASTDL_CLONES Moments channel_moments(const scalar_t* x, const View& v, int64_t 
 
 // Rows [begin, end) channels last: partial (mean, m2) of each of `length` columns.
 template <class scalar_t>
-FASTDL_CLONES void row_moments(const scalar_t* x, const View& v, int64_t begin, int64_t end, double* mean,
-                               double* m2) {
+void row_moments(const scalar_t* x, const View& v, int64_t begin, int64_t end, double* mean, double* m2) {
   std::fill(mean, mean + v.length, 0.0);
   std::fill(m2, m2 + v.length, 0.0);
   for (int64_t r = begin; r < end; r += kRows) {
@@ -126,26 +83,6 @@ FASTDL_CLONES void row_moments(const scalar_t* x, const View& v, int64_t begin, 
   }
 }
 
-// What normalization needs of each channel, in the type it is computed in, as arrays of one value a channel
-// (channels last: repeated for a folded row). mean = hi + lo keeps what acc_t lacks when |mean| >> std.
-template <class acc_t>
-struct Constants {
-  std::vector<acc_t> hi, lo, invstd, scale, bias;
-
-  Constants(const View& v, const double* mean, const double* rstd, const std::vector<double>& weight,
-            const std::vector<double>& shift) {
-    const int64_t n = v.last ? v.length : v.C;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t c = i % v.C;
-      hi.push_back(acc_t(mean[c]));
-      const double rest = mean[c] - double(hi[i]);
-      lo.push_back(std::isfinite(rest) ? acc_t(rest) : acc_t(0));
-      invstd.push_back(acc_t(rstd[c]));
-      scale.push_back(acc_t(rstd[c] * weight[c]));
-      bias.push_back(acc_t(shift[c]));
-    }
-  }
-};
 template <class acc_t>
 struct Lanes {
   Vec<acc_t> hi, lo, invstd, scale, bias;
@@ -162,36 +99,19 @@ FASTDL_LANES auto load_row(const scalar_t* p, int n) {
 }
 template <class acc_t>
 FASTDL_LANES Lanes<acc_t> load_constants(const Constants<acc_t>& k, int64_t i, int n) {
-  return {load_row(&k.hi[i], n), load_row(&k.lo[i], n), load_row(&k.invstd[i], n), load_row(&k.scale[i], n),
-          load_row(&k.bias[i], n)};
+  return {load_row(k.hi.data() + i, n), load_row(k.lo.data() + i, n), load_row(k.invstd.data() + i, n),
+          load_row(k.scale.data() + i, n), load_row(k.bias.data() + i, n)};
 }
 
-// Dropout's decision for eight neighbours of a row; zero where an element is dropped.
-struct Keep {
-  bool on = false;
-  uint64_t seed = 0;
-  KeepRule rule{};
-  double scale = 1;
-
-  template <class V>
-  FASTDL_LANES V operator()(V values, const View& v, int64_t row, int64_t i, int n) const {
-    for (int k = 0; k < kLanes; ++k) {
-      const bool kept = k < n && keep_element(seed, uint64_t(v.logical(row, i + k)), rule);
-      values[k] = kept ? values[k] * decltype(values[0] + 0)(scale) : 0;
-    }
-    return values;
+// Zero where dropout drops one of eight neighbours of a row.
+template <class V>
+FASTDL_LANES V drop(V values, const Keep& keep, const View& v, int64_t row, int64_t i, int n) {
+  for (int k = 0; k < kLanes; ++k) {
+    const bool kept = k < n && keep_element(keep.seed, uint64_t(v.logical(row, i + k)), keep.rule);
+    values[k] = kept ? values[k] * decltype(values[0] + 0)(keep.scale) : 0;
   }
-};
-
-template <class scalar_t>
-struct Operands {
-  const scalar_t *x, *residual, *grad;
-  const Constants<acc_of<scalar_t>>& constants;
-  int64_t activation;
-  Keep keep;
-
-  bool plain() const { return !residual && !activation && !keep.on; }
-};
+  return values;
+}
 
 template <bool kPlain, class scalar_t, class K>
 FASTDL_LANES auto forward_lanes(const Operands<scalar_t>& o, const View& v, const K& k, int64_t row,
@@ -201,7 +121,7 @@ FASTDL_LANES auto forward_lanes(const Operands<scalar_t>& o, const View& v, cons
   if constexpr (!kPlain) {
     if (o.residual) y += load_row(o.residual + at, n);
     y = activate(y, o.activation);
-    if (o.keep.on) y = o.keep(y, v, row, i, n);
+    if (o.keep.on) y = drop(y, o.keep, v, row, i, n);
   }
   return y;
 }
@@ -215,7 +135,7 @@ FASTDL_LANES V backward_lanes(const Operands<scalar_t>& o, const View& v, const 
   *normalized = centered * k.invstd;
   V g = load_row(o.grad + at, n);
   if constexpr (!kPlain) {
-    if (o.keep.on) g = o.keep(g, v, row, i, n);
+    if (o.keep.on) g = drop(g, o.keep, v, row, i, n);
     if (o.activation) {
       V y = centered * k.scale + k.bias;
       if (o.residual) y += load_row(o.residual + at, n);
@@ -234,26 +154,31 @@ FASTDL_LANES void store_row(scalar_t* p, V values, int n) {
   }
 }
 
+// Calls body(i, n) for eight lanes at a time; n is a compile-time 8 but for the last call.
+template <class Body>
+FASTDL_LANES void for_lanes(int64_t i, int64_t stop, Body&& body) {
+  for (; i + kLanes <= stop; i += kLanes) body(i, std::integral_constant<int, kLanes>{});
+  if (i < stop) body(i, int(stop - i));
+}
+
 // output of the elements [begin, end) in memory order.
 template <bool kLast, bool kPlain, class scalar_t>
-FASTDL_CLONES void forward_range(const Operands<scalar_t>& o, const View& v, scalar_t* output, int64_t begin,
-                                 int64_t end) {
+void forward_range(const Operands<scalar_t>& o, const View& v, scalar_t* output, int64_t begin, int64_t end) {
   for (int64_t e = begin; e < end;) {
     const int64_t row = e / v.length, first = e % v.length, stop = std::min(v.length, first + end - e);
     auto k = splat_constants(o.constants, kLast ? 0 : row % v.C);
-    for (int64_t i = first; i < stop; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, stop - i));
+    for_lanes(first, stop, [&](int64_t i, auto n) __attribute__((always_inline)) {
       if constexpr (kLast) k = load_constants(o.constants, i, n);
       store_row(output + row * v.length + i, forward_lanes<kPlain>(o, v, k, row, i, n), n);
-    }
+    });
     e += stop - first;
   }
 }
 
 // sum(g) and sum(g * normalized) of the elements [begin, end) of one channel.
 template <bool kPlain, class scalar_t>
-FASTDL_CLONES void channel_sums(const Operands<scalar_t>& o, const View& v, int64_t c, int64_t begin,
-                                int64_t end, double* sum, double* dot) {
+void channel_sums(const Operands<scalar_t>& o, const View& v, int64_t c, int64_t begin, int64_t end,
+                  double* sum, double* dot) {
   using V = Vec<acc_of<scalar_t>>;
   const auto k = splat_constants(o.constants, c);
   D s = {}, d = {};
@@ -278,15 +203,14 @@ FASTDL_CLONES void channel_sums(const Operands<scalar_t>& o, const View& v, int6
 
 // The same for the rows [begin, end) channels last, `length` columns.
 template <bool kPlain, class scalar_t>
-FASTDL_CLONES void row_sums(const Operands<scalar_t>& o, const View& v, int64_t begin, int64_t end,
-                            double* sum, double* dot) {
+void row_sums(const Operands<scalar_t>& o, const View& v, int64_t begin, int64_t end, double* sum,
+              double* dot) {
   using V = Vec<acc_of<scalar_t>>;
   std::fill(sum, sum + v.length, 0.0);
   std::fill(dot, dot + v.length, 0.0);
   for (int64_t r = begin; r < end; r += kRows) {
     const int64_t stop = std::min(r + kRows, end);
-    for (int64_t i = 0; i < v.length; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, v.length - i));
+    for_lanes(0, v.length, [&](int64_t i, auto n) __attribute__((always_inline)) {
       const auto k = load_constants(o.constants, i, n);
       D s = load_row(sum + i, n), d = load_row(dot + i, n);
       for (int64_t row = r; row < stop; ++row) {
@@ -295,38 +219,42 @@ FASTDL_CLONES void row_sums(const Operands<scalar_t>& o, const View& v, int64_t 
         s += to_double(g), d += to_double(g * normalized);
       }
       store_row(sum + i, s, n), store_row(dot + i, d, n);
-    }
+    });
   }
 }
 
-// Where the gradients of the elements [begin, end) go; null: not wanted. grad_input is
-// (g - a - normalized * b) * scale, with the means a of g and b of g * normalized (zero in evaluation).
-template <class scalar_t>
-struct Gradients {
-  scalar_t *input, *residual;
-  std::vector<acc_of<scalar_t>> a, b;
-};
 template <bool kLast, bool kPlain, class scalar_t>
-FASTDL_CLONES void backward_range(const Operands<scalar_t>& o, const View& v, const Gradients<scalar_t>& to,
-                                  int64_t begin, int64_t end) {
+void backward_range(const Operands<scalar_t>& o, const View& v, const Gradients<scalar_t>& to, int64_t begin,
+                    int64_t end) {
   using V = Vec<acc_of<scalar_t>>;
   for (int64_t e = begin; e < end;) {
     const int64_t row = e / v.length, first = e % v.length, stop = std::min(v.length, first + end - e);
     const int64_t c = kLast ? 0 : row % v.C, base = row * v.length;
     auto k = splat_constants(o.constants, c);
     V a = splat<V>(to.a[c]), b = splat<V>(to.b[c]), normalized;
-    for (int64_t i = first; i < stop; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, stop - i));
+    for_lanes(first, stop, [&](int64_t i, auto n) __attribute__((always_inline)) {
       if constexpr (kLast) {
         k = load_constants(o.constants, i, n);
-        a = load_row(&to.a[i], n), b = load_row(&to.b[i], n);
+        a = load_row(to.a.data() + i, n), b = load_row(to.b.data() + i, n);
       }
       const V g = backward_lanes<kPlain>(o, v, k, row, i, n, &normalized);
       if (to.residual) store_row(to.residual + base + i, g, n);
       if (to.input) store_row(to.input + base + i, (g - a - normalized * b) * k.scale, n);
-    }
+    });
     e += stop - first;
   }
 }
 
-}  // namespace fastdl
+template <class scalar_t>
+Rows<scalar_t> rows() {
+  return {channel_moments<scalar_t>,
+          row_moments<scalar_t>,
+          {{forward_range<false, false, scalar_t>, forward_range<false, true, scalar_t>},
+           {forward_range<true, false, scalar_t>, forward_range<true, true, scalar_t>}},
+          {channel_sums<false, scalar_t>, channel_sums<true, scalar_t>},
+          {row_sums<false, scalar_t>, row_sums<true, scalar_t>},
+          {{backward_range<false, false, scalar_t>, backward_range<false, true, scalar_t>},
+           {backward_range<true, false, scalar_t>, backward_range<true, true, scalar_t>}}};
+}
+
+}  // namespace fastdl::FASTDL_ISA

@@ -1,23 +1,7 @@
-// Eight lanes at a time for the CPU op: loads that widen, stores that round, and the activations.
-// Compiler vectors, so that one source serves every instruction set; FASTDL_CLONES picks one when it loads.
-#pragma once
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FASTDL_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
-#else
-#define FASTDL_CLONES
-#endif
-#define FASTDL_LANES inline __attribute__((always_inline))
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
-#endif
-
-namespace fastdl::lanes {
+// Eight lanes at a time for the CPU op: loads that widen, stores that round, and the activations. Compiler
+// vectors, so that one source serves every instruction set; cpu.cpp includes it once for each, in a namespace
+// FASTDL_ISA of its own.
+namespace fastdl::FASTDL_ISA {
 
 constexpr int kLanes = 8;
 template <class T>
@@ -30,18 +14,6 @@ using F = Vec<float>;
 using D = Vec<double>;
 using U = Vec<uint32_t>;
 using I = Vec<int32_t>;
-
-// The type that a dtype is computed in.
-template <class scalar_t>
-struct AccType {
-  using type = float;
-};
-template <>
-struct AccType<double> {
-  using type = double;
-};
-template <class scalar_t>
-using acc_of = typename AccType<scalar_t>::type;
 
 template <class V, class S>
 FASTDL_LANES V splat(S value) {
@@ -63,10 +35,14 @@ FASTDL_LANES F load(const torch::headeronly::BFloat16* p) {
 }
 // Exponent and mantissa move up; a product with 2^112 rebiases, subnormals included.
 FASTDL_LANES F load(const torch::headeronly::Half* p) {
+#if defined(FASTDL_F16C)
+  return F(_mm256_cvtph_ps(raw_load<__m128i>(p)));
+#else
   const U h = __builtin_convertvector(raw_load<Vec<uint16_t>>(p), U);
   const U magnitude = U(F((h & 0x7fffu) << 13) * 0x1p112f);
   const U special = U((h & 0x7c00u) == 0x7c00u) & 0x7f800000u;
   return F(magnitude | special | (h & 0x8000u) << 16);
+#endif
 }
 
 FASTDL_LANES void store(float* p, F v) { std::memcpy(p, &v, sizeof(v)); }
@@ -79,6 +55,10 @@ FASTDL_LANES void store(torch::headeronly::BFloat16* p, F v) {
 }
 // Round to nearest even by an addition whose ulp is fp16's at this magnitude.
 FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
+#if defined(FASTDL_F16C)
+  const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &out, sizeof(out));
+#else
   const U bits = U(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
   const F capped = (F(magnitude) * 0x1p112f) * 0x1p-110f;  // beyond fp16 becomes infinity
   U bias = (magnitude << 1) & 0xff000000u;
@@ -90,6 +70,7 @@ FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
   const U half = (sign >> 16) | (number & ~nan) | (nan & 0x7e00u);
   const Vec<uint16_t> out = __builtin_convertvector(half, Vec<uint16_t>);
   std::memcpy(p, &out, sizeof(out));
+#endif
 }
 
 // The first n lanes; the others hold fill.
@@ -142,9 +123,6 @@ FASTDL_LANES D normal_cdf(D x, D* bell) {
   }
   return y;
 }
-
-// fastdl/activation.py CODES
-enum Activation : int64_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };
 
 template <class V>
 FASTDL_LANES V sigmoid(V x) {
@@ -199,4 +177,4 @@ FASTDL_LANES V activation_backward(V grad, V x, int64_t activation) {
   }
 }
 
-}  // namespace fastdl::lanes
+}  // namespace fastdl::FASTDL_ISA

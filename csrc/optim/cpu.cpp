@@ -15,7 +15,28 @@ constexpr int64_t kTile = 4096;  // elements a thread takes at a time
 constexpr int64_t kChunk = 512;  // elements converted to T at a time: all operands fit the first-level cache
 constexpr int64_t kGrain = 8;    // tiles a thread takes at least
 
-// Inlined into each of the functions below that are compiled for an instruction set.
+// Defines `name` and, on x86, the same code for AVX2 and AVX-512; `name` picks what the machine has.
+#if defined(__x86_64__)
+const int kVectorLevel = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? 2
+                         : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")       ? 1
+                                                                                                 : 0;
+#define FASTDL_VECTORISED(head, name, parameters, arguments)                                               \
+  head __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512"))) void \
+      name##_avx512 parameters {                                                                           \
+    name##_body arguments;                                                                                 \
+  }                                                                                                        \
+  head __attribute__((target("avx2,fma,f16c"))) void name##_avx2 parameters { name##_body arguments; }     \
+  head void name##_portable parameters { name##_body arguments; }                                          \
+  head void name parameters {                                                                              \
+    if (kVectorLevel == 2) return name##_avx512 arguments;                                                 \
+    if (kVectorLevel == 1) return name##_avx2 arguments;                                                   \
+    name##_portable arguments;                                                                             \
+  }
+#else
+#define FASTDL_VECTORISED(head, name, parameters, arguments) \
+  head void name parameters { name##_body arguments; }
+#endif
+#define FASTDL_COMMA ,
 #define FASTDL_INLINE inline __attribute__((always_inline))
 
 // Memory offset of the logical element `index`, then of its successors in row-major order.
@@ -47,7 +68,7 @@ class Walk {
 };
 
 template <class F>
-FASTDL_INLINE void with_type(ScalarType dtype, F&& f) {
+void with_type(ScalarType dtype, F&& f) {
   switch (dtype) {
     case ScalarType::Double:
       return f(double{});
@@ -60,56 +81,82 @@ FASTDL_INLINE void with_type(ScalarType dtype, F&& f) {
   }
 }
 
+template <class From, class To>
+FASTDL_INLINE void convert_body(const From* from, To* to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = To(from[i]);
+}
+FASTDL_VECTORISED(template <class From FASTDL_COMMA class To>, convert, (const From* from, To* to, int64_t n),
+                  (from, to, n))
+
 template <class T>
 constexpr ScalarType kTypeOf = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 // Elements [begin, begin + n) as T: the memory itself where it is that already, else converted into `buffer`.
 template <class T>
-FASTDL_INLINE T* load(const Record& r, const Operand& operand, int64_t begin, int64_t n, T* buffer) {
+T* load(const Record& r, const Operand& operand, int64_t begin, int64_t n, T* buffer) {
   if (operand.dtype == kTypeOf<T> && !operand.strides) return static_cast<T*>(operand.data) + begin;
-  with_type(operand.dtype, [&](auto zero) __attribute__((always_inline)) {
+  with_type(operand.dtype, [&](auto zero) {
     const auto* data = static_cast<const decltype(zero)*>(operand.data);
-    if (operand.strides) {
-      Walk walk(r, operand.strides, begin);
-      for (int64_t i = 0; i < n; ++i) buffer[i] = T(data[walk.next()]);
-    } else {
-      for (int64_t i = 0; i < n; ++i) buffer[i] = T(data[begin + i]);
-    }
+    if (!operand.strides) return convert(data + begin, buffer, n);
+    Walk walk(r, operand.strides, begin);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = T(data[walk.next()]);
   });
   return buffer;
 }
 
 // Writes back what `load` gave; nothing to do where that was the memory itself.
 template <class T>
-FASTDL_INLINE void store(const Record& r, const Operand& operand, int64_t begin, int64_t n, const T* values) {
+void store(const Record& r, const Operand& operand, int64_t begin, int64_t n, const T* values) {
   if (operand.dtype == kTypeOf<T> && !operand.strides) return;
-  with_type(operand.dtype, [&](auto zero) __attribute__((always_inline)) {
+  with_type(operand.dtype, [&](auto zero) {
     using scalar_t = decltype(zero);
     auto* data = static_cast<scalar_t*>(operand.data);
-    if (operand.strides) {
-      Walk walk(r, operand.strides, begin);
-      for (int64_t i = 0; i < n; ++i) data[walk.next()] = scalar_t(values[i]);
-    } else {
-      for (int64_t i = 0; i < n; ++i) data[begin + i] = scalar_t(values[i]);
-    }
+    if (!operand.strides) return convert(values, data + begin, n);
+    Walk walk(r, operand.strides, begin);
+    for (int64_t i = 0; i < n; ++i) data[walk.next()] = scalar_t(values[i]);
   });
 }
 
-// Rounds values in place to numbers that the parameter's dtype holds exactly.
+// Rounds values in place to numbers that a 16-bit operand holds exactly. Streams: four a parameter
+// (rounding.h).
 template <class T>
-FASTDL_INLINE void round_stochastically(const Record& r, int64_t begin, int64_t n, T* values, uint64_t seed) {
+void round_stochastically(const Record& r, const Operand& operand, int slot, int64_t begin, int64_t n,
+                          T* values, uint64_t seed) {
   Philox4 random{};
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t index = uint64_t(begin + i);
-    if (i == 0 || index % 8 == 0) random = philox(seed, index / 8, r.ordinal);
+    if (i == 0 || index % 4 == 0) random = rounding_words(seed, index, r.ordinal, slot);
     const float value = float(values[i]);
     if (!std::isfinite(value)) continue;
-    const uint32_t bits = rounding_bits(random, index);
-    values[i] = r.param.dtype == ScalarType::Half
+    const uint32_t bits = rounding_bits(random, index, slot);
+    values[i] = operand.dtype == ScalarType::Half
                     ? round_to_float16(value, bits)
                     : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
   }
 }
+
+template <class T, class Rule>
+FASTDL_INLINE void apply_body(const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states,
+                              int64_t n) {
+  constexpr int kStates = Rule::kStates;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    T state[kStates + 1];
+    for (int k = 0; k < kStates; ++k) state[k] = states[k][i];
+    shared(rule, p[i], g[i], state);
+    for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
+  }
+}
+FASTDL_VECTORISED(template <class T FASTDL_COMMA class Rule>, apply,
+                  (const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states, int64_t n),
+                  (shared, rule, p, g, states, n))
+
+template <class T>
+FASTDL_INLINE void average_body(T* ema, const T* p, T weight, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) ema[i] = lerp(ema[i], p[i], weight);
+}
+FASTDL_VECTORISED(template <class T>, average, (T * ema, const T* p, T weight, int64_t n),
+                  (ema, p, weight, n))
 
 struct Call {
   double grad_factor;  // unscale and clip
@@ -118,83 +165,57 @@ struct Call {
 
 // The step for elements [begin, end) of a parameter.
 template <class T, class Rule>
-FASTDL_INLINE void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
+void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
-  const Shared<T> shared(o, call.grad_factor);
-  const T ema_weight = T(1 - o.ema_decay);
+  const Shared<T> shared(o, o.lr, call.grad_factor);
+  const bool dithers = o.stochastic_rounding != 0;
+  const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
   for (; begin < end; begin += kChunk) {
     const int64_t n = std::min(kChunk, end - begin);
-    T* p = load(r, r.master.data ? r.master : r.param, begin, n, buffers[0]);
+    T* p = load(r, truth, begin, n, buffers[0]);
     const T* g = load(r, r.grad, begin, n, buffers[1]);
     T* states[kStates + 1];
     for (int k = 0; k < kStates; ++k) states[k] = load(r, r.state[k], begin, n, buffers[2 + k]);
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) {
-      T state[kStates + 1];
-      for (int k = 0; k < kStates; ++k) state[k] = states[k][i];
-      shared(rule, p[i], g[i], state);
-      for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
+    apply(shared, rule, p, g, states, n);
+    for (int k = 0; k < kStates; ++k) {
+      if (dithers && is_low_precision(r.state[k].dtype)) {
+        round_stochastically(r, r.state[k], 1 + k, begin, n, states[k], call.seed);
+      }
+      store(r, r.state[k], begin, n, states[k]);
     }
-    for (int k = 0; k < kStates; ++k) store(r, r.state[k], begin, n, states[k]);
-    if (r.master.data) {
-      store(r, r.master, begin, n, p);
-    } else if (o.stochastic_rounding != 0 && is_low_precision(r.param.dtype)) {
-      round_stochastically(r, begin, n, p, call.seed);
-    }
-    store(r, r.param, begin, n, p);
+    if (dithers && is_low_precision(truth.dtype)) round_stochastically(r, truth, 0, begin, n, p, call.seed);
+    store(r, truth, begin, n, p);
+    if (r.master.data) store(r, r.param, begin, n, p);
     if (r.ema.data) {
-      if (!r.master.data) p = load(r, r.param, begin, n, p);  // as rounded
       T* ema = load(r, r.ema, begin, n, buffers[2 + kStates]);
-      for (int64_t i = 0; i < n; ++i) ema[i] = lerp(ema[i], p[i], ema_weight);
+      average(ema, load(r, truth, begin, n, p), T(1 - o.ema_decay), n);  // of the parameter as rounded
       store(r, r.ema, begin, n, ema);
     }
   }
 }
 
-// Sum of squares of unscaled gradients [begin, end), in double: eight partial sums, always in the same order.
-FASTDL_INLINE double square_sum(const Record& r, double inv_scale, int64_t begin, int64_t end) {
+// Adds the squares of n gradients to sums: eight partial sums in double, always in the same order.
+FASTDL_INLINE void add_squares_body(const double* g, int64_t n, double* sums) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (int k = 0; k < 8; ++k) sums[k] += g[i + k] * g[i + k];
+  }
+  for (; i < n; ++i) sums[i % 8] += g[i] * g[i];
+}
+FASTDL_VECTORISED(, add_squares, (const double* g, int64_t n, double* sums), (g, n, sums))
+
+double square_sum(const Record& r, double inv_scale, int64_t begin, int64_t end) {
   double sums[8] = {}, buffer[kChunk];
   for (; begin < end; begin += kChunk) {
     const int64_t n = std::min(kChunk, end - begin);
-    const double* g = load(r, r.grad, begin, n, buffer);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-      for (int k = 0; k < 8; ++k) sums[k] += g[i + k] * g[i + k];
-    }
-    for (; i < n; ++i) sums[i % 8] += g[i] * g[i];
+    add_squares(load(r, r.grad, begin, n, buffer), n, sums);
   }
   double sum = 0;
   for (double s : sums) sum += s;
   return sum * inv_scale * inv_scale;
 }
-
-// The same code once more for AVX2: twice the lanes, and fused multiply-adds in hardware.
-template <class T, class Rule>
-void update_portable(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
-  update<T>(r, call, rule, begin, end);
-}
-double square_sum_portable(const Record& r, double inv_scale, int64_t begin, int64_t end) {
-  return square_sum(r, inv_scale, begin, end);
-}
-#if defined(__x86_64__)
-template <class T, class Rule>
-__attribute__((target("avx2,fma,f16c"))) void update_avx2(const Record& r, const Call& call, const Rule& rule,
-                                                          int64_t begin, int64_t end) {
-  update<T>(r, call, rule, begin, end);
-}
-__attribute__((target("avx2,fma,f16c"))) double square_sum_avx2(const Record& r, double inv_scale,
-                                                                int64_t begin, int64_t end) {
-  return square_sum(r, inv_scale, begin, end);
-}
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#define FASTDL_BEST(function) (has_avx2 ? function##_avx2 : function##_portable)
-#define FASTDL_BEST_UPDATE(T, Rule) (has_avx2 ? update_avx2<T, Rule> : update_portable<T, Rule>)
-#else
-#define FASTDL_BEST(function) function##_portable
-#define FASTDL_BEST_UPDATE(T, Rule) update_portable<T, Rule>
-#endif
 
 // Calls f(record, begin, end, tile) for every tile of every parameter, on all threads.
 template <class F>
@@ -257,7 +278,7 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
     } else {
       std::vector<double> sums(static_cast<size_t>(tiles));  // added in order: bits do not depend on threads
       for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t tile) {
-        sums[size_t(tile)] = FASTDL_BEST(square_sum)(r, call.grad_factor, begin, end);
+        sums[size_t(tile)] = square_sum(r, call.grad_factor, begin, end);
       });
       for (double s : sums) norm += s;
       norm = std::sqrt(norm);
@@ -270,7 +291,7 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
     const double step = step_of(r) + 1;
     auto run = [&]<class T>(T) {
       with_rule<T>(name, *r.options, [&]<class Rule>() {
-        FASTDL_BEST_UPDATE(T, Rule)(r, call, Rule(*r.options, step), begin, end);
+        update<T>(r, call, Rule(*r.options, r.options->lr, step), begin, end);
       });
     };
     r.param.dtype == ScalarType::Double ? run(double{}) : run(float{});

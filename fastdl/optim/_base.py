@@ -59,9 +59,9 @@ class FusedOptimizer(Optimizer):
     def __init_subclass__(cls) -> None:
         """Show torch's signature with the extras behind it."""
         torch_class = next(c for c in cls.__mro__ if c.__module__.startswith("torch.optim"))
-        own = inspect.signature(torch_class.__init__).parameters.values()
+        own = inspect.signature(torch_class).parameters.values()
         extras = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in EXTRAS.items()]
-        cls.__signature__ = inspect.Signature([*list(own)[1:], *extras])  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.Signature([*own, *extras])  # type: ignore[attr-defined]
         cls._torch_step = staticmethod(inspect.unwrap(torch_class.step))  # type: ignore[attr-defined]
 
     def __init__(
@@ -102,9 +102,9 @@ class FusedOptimizer(Optimizer):
         own = [p for group in self.param_groups for p in group["params"]]
         for key, p in zip(saved, own, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
-                if name != "step" and isinstance(value, Tensor) and p.dtype in LOW_PRECISION:
-                    if value.dtype == torch.float32:
-                        self.state[p][name] = value.to(device=p.device, copy=True)
+                wide = isinstance(value, Tensor) and value.dtype == torch.float32
+                if wide and name != "step" and p.dtype in LOW_PRECISION:
+                    self.state[p][name] = value.to(device=p.device)
 
     def ema_parameters(self) -> list[Tensor]:
         """Return the averages of all parameters in the order of param_groups; of one that never moved, itself.
@@ -155,7 +155,8 @@ class FusedOptimizer(Optimizer):
         torch_parts: list[Part] = []
         for group in self.param_groups:
             _check_extras(type(self).__name__, group)
-            params, in_torch = [], []
+            params: list[Tensor] = []
+            in_torch: list[Tensor] = []
             for p in group["params"]:
                 if p.grad is not None:
                     (in_torch if group["differentiable"] or p.grad.is_sparse else params).append(p)
@@ -186,6 +187,7 @@ class FusedOptimizer(Optimizer):
         for (device, first), members in runs.items():
             batch = batches.setdefault(device, _Batch())
             for p in members:
+                assert p.grad is not None
                 views = [p, p.grad, *self._states(p, group, names, fresh)]
                 if p.is_complex():
                     views = [torch.view_as_real(t) if t.is_complex() else t for t in views]
@@ -251,7 +253,7 @@ class FusedOptimizer(Optimizer):
         return [float(options[name]) for name in OPTIONS]
 
     def _max_grad_norm(self) -> float | None:
-        norms = {group["max_grad_norm"] for group in self.param_groups}
+        norms: set[float | None] = {group["max_grad_norm"] for group in self.param_groups}
         if len(norms) > 1:
             raise ValueError(f"{type(self).__name__}: one norm is clipped over all groups, got max_grad_norm {norms}")
         return next(iter(norms))

@@ -24,15 +24,15 @@ def check_part(optimizer: Optimizer, part: Part, accepts_sparse: bool) -> None:
     extras = [k for k in ("l1", "max_grad_norm", "ema_decay", "master_weights", "stochastic_rounding") if group[k]]
     if extras:
         kind = "sparse gradients take" if sparse else "differentiable=True takes"
-        raise RuntimeError(
-            f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it at its default"
-        )
+        raise RuntimeError(f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it out")
 
 
 @contextmanager
 def _unscaled(optimizer: Optimizer, parts: Sequence[Part]) -> Iterator[None]:
     """Give torch's for-loop gradients without GradScaler's factor; it does not know of scalers itself."""
-    hidden = {k: optimizer.__dict__.pop(k) for k in ("grad_scale", "found_inf") if k in optimizer.__dict__}
+    hidden: dict[str, Any] = {
+        k: optimizer.__dict__.pop(k) for k in ("grad_scale", "found_inf") if k in optimizer.__dict__
+    }
     scale = hidden.get("grad_scale")
     grads = [(p, p.grad) for _, params in parts for p in params]
     try:

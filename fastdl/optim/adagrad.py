@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdl.optim._base import FusedOptimizer
-from fastdl.optim._step import Rule
+from fastdl.optim._step import LOW_PRECISION, Rule
 
 
 def adagrad_update(
@@ -26,6 +26,13 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
 
     _rule = Rule("adagrad", adagrad_update)
     _accepts_sparse = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:  # torch makes the state here, in the parameter's dtype
+            for p in group["params"]:
+                if group["master_weights"] and p.dtype in LOW_PRECISION:
+                    self.state[p]["sum"] = torch.full_like(p, self._initial_value("sum"), dtype=torch.float32)
 
     @staticmethod
     def _state_names(group: Mapping[str, Any]) -> tuple[str, ...]:

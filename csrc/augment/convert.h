@@ -1,0 +1,119 @@
+// The vectorized loops of the CPU path: contiguous pixels in, normalized values of the output's type out.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#include "augment/rule.cuh"
+
+// One function, compiled for several generations of x86; the loader picks. Elsewhere the baseline has
+// vectors.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FASTDL_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
+#else
+#define FASTDL_CLONES
+#endif
+#define FASTDL_INLINE __attribute__((always_inline)) inline
+
+namespace fastdl::augment {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+// Rounding to nearest even without branches, so that loops over it vectorize.
+FASTDL_INLINE void store(float value, float* to) { *to = value; }
+
+FASTDL_INLINE void store(float value, BFloat16* to) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  to->x = uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+}
+
+FASTDL_INLINE void store(float value, Half* to) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits & 0x80000000, size = bits ^ sign;
+  const uint32_t normal = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
+  // Below 2^-14 adding 0.5 leaves the subnormal's bits, rounded, at the bottom of the sum.
+  const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3F000000;
+  const uint32_t large = size > 0x7F800000 ? 0x7E00 : 0x7C00;
+  const uint32_t result = size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal;
+  to->x = uint16_t(result | (sign >> 16));
+}
+
+FASTDL_INLINE void store(float value, uint8_t* to) { *to = to_byte(value); }
+
+// kByte: values are 0…255 (uint8 images, or their interpolation).
+template <bool kByte, class In, class Out>
+FASTDL_INLINE void convert_one(In in, Out* out, const Channel& c) {
+  if constexpr (std::is_same_v<Out, uint8_t>) {
+    store(kByte ? float(in) : float(in) * 255, out);
+  } else {
+    store(normalize(float(in), c, kByte), out);
+  }
+}
+
+// One channel.
+template <bool kByte, class In, class Out>
+FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n, Channel c) {
+  for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
+}
+
+// Interleaved channels: constants of element i are those of i % period; they are repeated to a useful length.
+template <bool kByte, class In, class Out>
+FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n,
+                           const float* __restrict high, const float* __restrict low,
+                           const float* __restrict bias, int64_t period) {
+  for (int64_t begin = 0; begin < n; begin += period) {
+    const int64_t count = std::min(period, n - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      convert_one<kByte>(in[begin + i], out + begin + i, Channel{high[i], low[i], bias[i]});
+    }
+  }
+}
+
+// sum[i] = weights[0] * rows[0][i] + weights[1] * rows[1][i] + …, in that order.
+template <class In>
+FASTDL_CLONES void blend_rows(const In* __restrict first, int64_t row_stride, const float* __restrict weights,
+                              int rows, float* __restrict sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] = multiply(weights[0], float(first[i]));
+  for (int k = 1; k < rows; ++k) {
+    const In* __restrict row = first + k * row_stride;
+    for (int64_t i = 0; i < n; ++i) sum[i] = add(sum[i], multiply(weights[k], float(row[i])));
+  }
+}
+
+// Copies n pixels of `channels` elements between any strides.
+template <class T>
+FASTDL_CLONES void copy_pixels(const T* __restrict from, int64_t from_step, int64_t from_channel,
+                               T* __restrict to, int64_t to_step, int64_t to_channel, int64_t n,
+                               int64_t channels) {
+  if (channels == 3 && from_channel == 1 && from_step == 3 && to_step == 1) {  // interleaved to planar
+    T *red = to, *green = to + to_channel, *blue = to + 2 * to_channel;
+    for (int64_t i = 0; i < n; ++i)
+      red[i] = from[3 * i], green[i] = from[3 * i + 1], blue[i] = from[3 * i + 2];
+  } else if (channels == 3 && to_channel == 1 && to_step == 3 && from_step == 1) {  // planar to interleaved
+    const T *red = from, *green = from + from_channel, *blue = from + 2 * from_channel;
+    for (int64_t i = 0; i < n; ++i) to[3 * i] = red[i], to[3 * i + 1] = green[i], to[3 * i + 2] = blue[i];
+  } else if (from_channel == 1 && to_channel == 1 && from_step == channels && to_step == channels) {
+    std::copy_n(from, n * channels, to);
+  } else if (from_channel == 1 && to_channel == 1 && channels == 3) {  // flipped pixels
+    for (int64_t i = 0; i < n; ++i) {
+      const T* pixel = from + i * from_step;
+      T* target = to + i * to_step;
+      target[0] = pixel[0], target[1] = pixel[1], target[2] = pixel[2];
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* source = from + c * from_channel;
+      T* target = to + c * to_channel;
+      if (from_step == 1 && to_step == 1) {
+        std::copy_n(source, n, target);
+      } else if (from_step == -1 && to_step == 1) {
+        for (int64_t i = 0; i < n; ++i) target[i] = source[-i];
+      } else {
+        for (int64_t i = 0; i < n; ++i) target[i * to_step] = source[i * from_step];
+      }
+    }
+  }
+}
+
+}  // namespace fastdl::augment

@@ -1,0 +1,1 @@
+"""The course's story on real data: `python -m fastdl.demo`."""
