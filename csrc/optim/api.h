@@ -1,7 +1,7 @@
 // The optimizer kernel's interface: what a step needs, as pointers. No torch.
 #pragma once
 #include <cstdint>
-#include "options.h"
+#include "optim/options.h"
 
 namespace fastdl::optim {
 
@@ -26,6 +26,11 @@ struct DeviceRecord {
   Dtype param_dtype, grad_dtype, state_dtype[kMaxStates], ema_dtype, step_dtype;
   bool in_double;  // some operand is float64
 };
+
+// What stays on the device between steps: a partial sum per block, then the records.
+inline int64_t workspace_bytes(int64_t parameters) {
+  return kMaxBlocks * int64_t(sizeof(double)) + parameters * int64_t(sizeof(DeviceRecord));
+}
 
 struct Row {
   Options options;

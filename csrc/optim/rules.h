@@ -4,7 +4,7 @@
 // operations and their order are those of torch's for-loop implementation, fused multiply-adds included.
 #pragma once
 #include <cmath>
-#include "options.h"
+#include "optim/options.h"
 #include "philox.cuh"  // FASTDL_HOST_DEVICE
 
 namespace fastdl::optim {

@@ -14,6 +14,9 @@ namespace fastdl::optim {
 
 constexpr int kThreads = 256;
 
+// On lambdas: a call would put what they capture on a stack.
+#define FASTDL_INLINED __attribute__((always_inline))
+
 // Elements a thread takes at a time.
 template <class T>
 constexpr int kWidthOf = std::is_same_v<T, double> ? 1 : 4;
@@ -148,7 +151,7 @@ FASTDL_DEVICE void for_each_vector(const void* data, Dtype dtype, Range range, F
 template <class T>
 FASTDL_DEVICE void add_squares(const DeviceRecord& r, Range range, double& sum) {
   constexpr int kWidth = kWidthOf<T>;
-  for_each_vector<kWidth>(r.grad, r.grad_dtype, range, [&](int i) {
+  for_each_vector<kWidth>(r.grad, r.grad_dtype, range, [&](int i) FASTDL_INLINED {
     T g[kWidth];
     read<T, kWidth>(r.grad, r.grad_dtype, i, range, g);
     FASTDL_UNROLL
@@ -160,7 +163,7 @@ FASTDL_DEVICE void add_squares(const DeviceRecord& r, Range range, double& sum) 
 // blocks.
 FASTDL_DEVICE double grad_norm(const StepArguments& a, double inv_scale) {
   double sum = 0;
-  for_each_tile(a, false, [&](const DeviceRecord& r, Range range, bool) {
+  for_each_tile(a, false, [&](const DeviceRecord& r, Range range, bool) FASTDL_INLINED {
     if (r.grad_dtype == kFloat64) return add_squares<double>(r, range, sum);
     add_squares<float>(r, range, sum);
   });
@@ -260,7 +263,7 @@ FASTDL_DEVICE void update_tile(const StepArguments& a, const DeviceRecord& r, do
   }
   const prepared_t& prepared = *reinterpret_cast<const prepared_t*>(storage.bytes);
   for_each_vector<kWidthOf<T>>(r.param, r.param_dtype, range,
-                               [&](int i) { update_vector<T, Rule>(r, prepared, i, range); });
+                               [&](int i) FASTDL_INLINED { update_vector<T, Rule>(r, prepared, i, range); });
 }
 
 // All parameters float32 or 16-bit and under one rule type: the usual case, with the registers for three
@@ -281,8 +284,9 @@ struct Mixed {
   template <class F>
   FASTDL_DEVICE static void select(const Options& o, bool in_double, F f) {
     if (in_double)
-      return with_rule<double>(kRule, o, [&]<class Rule>() { f.template operator()<double, Rule>(); });
-    with_rule<float>(kRule, o, [&]<class Rule>() { f.template operator()<float, Rule>(); });
+      return with_rule<double>(kRule, o,
+                               [&]<class Rule>() FASTDL_INLINED { f.template operator()<double, Rule>(); });
+    with_rule<float>(kRule, o, [&]<class Rule>() FASTDL_INLINED { f.template operator()<float, Rule>(); });
   }
 };
 
@@ -298,10 +302,11 @@ __global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
     factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
   }
   FASTDL_SHARED(storage, PreparedStorage);
-  for_each_tile(a, a.max_grad_norm > 0, [&](const DeviceRecord& r, Range range, bool is_new) {
+  for_each_tile(a, a.max_grad_norm > 0, [&](const DeviceRecord& r, Range range, bool is_new) FASTDL_INLINED {
     const Options& o = (a.rows ? a.rows : a.inline_rows)[r.row].options;
-    Kind::select(o, r.in_double,
-                 [&]<class T, class Rule>() { update_tile<T, Rule>(a, r, factor, range, is_new, storage); });
+    Kind::select(o, r.in_double, [&]<class T, class Rule>() FASTDL_INLINED {
+      update_tile<T, Rule>(a, r, factor, range, is_new, storage);
+    });
   });
   if (a.records[0].step) {  // all have one, or none
     grid_sync();            // every block has read the counters

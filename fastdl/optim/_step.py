@@ -96,6 +96,7 @@ def step_reference(
     max_grad_norm: float | None,
     grad_norm: Tensor | None,
     seed: Tensor | None,
+    workspace: list[Tensor] | None = None,
 ) -> None:
     """Step in the order of the text books: unscale, clip, L1, L2, decay, rule, proximal map, rounding, EMA."""
     if not params or (found_inf is not None and bool(found_inf)):
@@ -153,8 +154,8 @@ def _update_one(
 
 optim_step = _library.define(
     "optim_step_(int rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
-    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed) "
-    "-> ()",
+    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed, "
+    "Tensor(c!)[] workspace) -> ()",
     fake=lambda *args: None,
     reference=step_reference,
 )
