@@ -125,10 +125,10 @@ void round_stochastically(const Record& r, const Operand& operand, int slot, int
   Philox4 random{};
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t index = uint64_t(begin + i);
-    if (i == 0 || index % 8 == 0) random = philox(seed, index / 8, 4 * r.ordinal + slot);
+    if (i == 0 || index % 4 == 0) random = rounding_words(seed, index, r.ordinal, slot);
     const float value = float(values[i]);
     if (!std::isfinite(value)) continue;
-    const uint32_t bits = rounding_bits(random, index);
+    const uint32_t bits = rounding_bits(random, index, slot);
     values[i] = operand.dtype == ScalarType::Half
                     ? round_to_float16(value, bits)
                     : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
@@ -168,7 +168,7 @@ template <class T, class Rule>
 void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
-  const Shared<T> shared(o, call.grad_factor);
+  const Shared<T> shared(o, o.lr, call.grad_factor);
   const bool dithers = o.stochastic_rounding != 0;
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
@@ -290,8 +290,9 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
   for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t) {
     const double step = step_of(r) + 1;
     auto run = [&]<class T>(T) {
-      with_rule<T>(name, *r.options,
-                   [&]<class Rule>() { update<T>(r, call, Rule(*r.options, step), begin, end); });
+      with_rule<T>(name, *r.options, [&]<class Rule>() {
+        update<T>(r, call, Rule(*r.options, r.options->lr, step), begin, end);
+      });
     };
     r.param.dtype == ScalarType::Double ? run(double{}) : run(float{});
   });

@@ -40,7 +40,7 @@ FLAVOURS: dict[str, dict[str, list[str]]] = {
 COMMON = [
     *("-std=c++20", "-fPIC", "-DFASTDL_EMULATED", "-fno-strict-aliasing", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"),
-    *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"),
+    *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-ffile-prefix-map={ROOT}/="),
 ]
 
 

@@ -132,7 +132,7 @@ std::string source_line(uint32_t program_counter) {
     pclose(pipe);
   }
   std::string text = line;
-  while (!text.empty() && text.back() == '\n') text.pop_back();
+  text.resize(std::min({text.size(), text.find('\n'), text.find(" (discriminator")}));
   const size_t slash = text.rfind('/');
   return slash == std::string::npos ? text : text.substr(slash + 1);
 }
