@@ -43,10 +43,14 @@ def bandwidth(cases: Sequence[Case]) -> Any:
         i = case.info
         if i["flops"] == 0 and i["bytes"]:
             for name, row in case.rows.items():
-                panels[f"{i['op']}, {i['direction']}, {i['dtype']}"][name].append(
+                panels[f"{i['op']}, {i['direction']}, {i['dtype']}, {i['layout']}"][name].append(
                     (i["bytes"], i["bytes"] / row.us / 1e3)
                 )
-    panels = {title: curves for title, curves in panels.items() if max(map(len, curves.values())) >= 3}
+    panels = {
+        title: curves
+        for title, curves in panels.items()
+        if max(len({x for x, _ in points}) for points in curves.values()) >= 3
+    }
     if not panels:
         return None
     columns = min(3, len(panels))
@@ -60,6 +64,7 @@ def bandwidth(cases: Sequence[Case]) -> Any:
             axis.plot(xs, ys, "o-", color=_color(name, sorted(curves)), label=name, markersize=3)
         axis.axhline(roof, color="black", linestyle="--", linewidth=1, label=f"copy, same run: {roof:.3g} GB/s")
         axis.set(title=title, xscale="log", xlabel="bytes that must move", ylabel="GB/s")
+        axis.set_ylim(bottom=0)
         axis.legend(fontsize=7)
     for axis in list(axes):
         axis.set_visible(False)
@@ -89,4 +94,7 @@ def speedup(cases: Sequence[Case]) -> Any:
     axis.set_yticks(positions, [f"{c.info['op']} {c.info['direction']} {c.label}" for c in measured], fontsize=6)
     axis.axvline(1, color="black", linewidth=1)
     axis.set(xscale="log", xlabel="times as fast as the best peer in the same run", ylim=(len(measured) - 0.5, -0.5))
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if min(values) * 0.8 <= t <= max(values) * 1.25]
+    axis.set_xticks(ticks, [f"{t:g}×" for t in ticks])
+    axis.set_xticks([], minor=True)
     return figure

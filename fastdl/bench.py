@@ -138,7 +138,9 @@ def _origin(cases: Sequence[Case]) -> str:
     commits = sorted({c.source["commit"]["id"][:7] + "*" * bool(c.source["commit"].get("dirty")) for c in cases})
     toolkit = f", driver {source['driver']}, CUDA {source['torch_cuda']}" if source.get("gpus") else ""
     load_average = source.get("load")
-    busy = f", load {load_average[0]:.1f} when it ended" if load_average and not source.get("gpus") else ""
+    busy = ""
+    if load_average and load_average[0] > 1.5 * (source.get("cores") or 1) and not source.get("gpus"):
+        busy = f" (taken on a busy machine, load {load_average[0]:.1f} on {source['cores']} cores: read with care)"
     return (
         f"{device}{toolkit}, torch {source['torch']}, commit {', '.join(commits)}, {str(source['datetime'])[:10]}; "
         f"copy {source['bounds']['copy_bytes_per_second'] / 1e9:,.4g} GB/s in the same run{busy}."

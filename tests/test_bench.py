@@ -158,8 +158,8 @@ def entry(op, shape, implementation, us, iqr=0.1, flops=0, **info):
 
 def write(path, entries, datetime="2026-01-02T00:00:00", gpu="NVIDIA H200"):
     info = {
-        "gpus": [{"name": gpu}] if gpu else [], "cpu": "Some CPU @ 3 GHz", "threads": 2, "torch": "2.13.0", "driver": "580",
-        "torch_cuda": "13.0", "load": [0.5],
+        "gpus": [{"name": gpu}] if gpu else [], "cpu": "Some CPU @ 3 GHz", "threads": 2, "torch": "2.13.0",
+        "driver": "580",        "torch_cuda": "13.0", "load": [0.5],
         "bounds": {"copy_bytes_per_second": 4e12, "matrix_flops_per_second": {}},
     }  # fmt: skip
     content = {"machine_info": info, "commit_info": {"id": "abcdef0123", "dirty": False}, "datetime": datetime}

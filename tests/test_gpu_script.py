@@ -116,27 +116,21 @@ def test_missing_packages_and_tools_are_named(machine, monkeypatch):
         gpu.sanitizer(machine, 10)
 
 
-def test_conformance_compares_line_by_line(machine, path, monkeypatch, tmp_path, capsys):
-    tree = tmp_path / "tree"
-    (tree / "tests").mkdir(parents=True)
-    (tree / "tests/conformance.cu").touch()
-    (tree / "tests/conformance.txt").write_text("# answers\nshfl up   c5e5e3a974b29203\nldmatrix  51a50b067c5e5a1b\n")
-    answers = "print('shfl up   c5e5e3a974b29203')\nprint('ldmatrix  51a50b067c5e5a1b')\n"
-    compiler = (
-        "import sys, pathlib\nout = pathlib.Path(sys.argv[sys.argv.index('-o') + 1])\n"
-        "out.write_text({0!r})\nout.chmod(0o755)\n"
-    )
-    monkeypatch.setattr(gpu, "ROOT", tree)
+def test_conformance_shows_every_difference(machine, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    with pytest.raises(gpu.Failure, match="not in this tree"):
+        gpu.conformance(machine, 10)
+    script = tmp_path / "tests" / "conformance.py"
+    script.parent.mkdir()
     machine.rehearse = False
-    stand_in(path, "nvcc", compiler.format(f"#!{sys.executable}\n{answers}"))
-    assert gpu.conformance(machine, 10) == "2 answers equal"
-    stand_in(path, "nvcc", compiler.format(f"#!{sys.executable}\n{answers.replace('51a5', 'ffff')}"))
-    with pytest.raises(gpu.Failure, match="1 of 2 differ"):
+    script.write_text("import sys\nprint('ldmatrix: 1 here, 2 there')\nprint('wgmma: 3 here, 4 there')\nsys.exit(1)")
+    with pytest.raises(gpu.Failure, match="2 lines of differences"):
         gpu.conformance(machine, 10)
-    assert "differs: ldmatrix: GPU ffff0b067c5e5a1b, CPU execution 51a50b067c5e5a1b" in capsys.readouterr().out
-    stand_in(path, "nvcc", compiler.format(f"#!{sys.executable}\nprint('shfl up   c5e5e3a974b29203')"))
-    with pytest.raises(gpu.Failure, match=r"1 without answer \['ldmatrix'\]"):
-        gpu.conformance(machine, 10)
+    assert "  ldmatrix: 1 here, 2 there\n  wgmma: 3 here, 4 there\n" in capsys.readouterr().out
+    script.write_text(
+        "import sys\nassert sys.argv[1:] == ['gpu', '--record']\nprint('conformance: 99 all as on the CPU')"
+    )
+    assert gpu.conformance(machine, 10) == "conformance: 99 all as on the CPU"
 
 
 def test_sanitizer_resumes_and_reports(machine, path):
