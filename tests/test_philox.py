@@ -47,12 +47,10 @@ def literals(vector):
     return [", ".join(f"0x{word}u" for word in text.split()) for text in vector]
 
 
-
 def test_cpp_agrees_beyond_32_bits(tmp_path):
     """The known answers at compile time, then keep_element around every power of two that an index could lose."""
     checks = "\n".join(
-        "static_assert(same(philox_block({{{}}}, {}), {{{}}}));".format(*literals(vector))
-        for vector in VECTORS
+        "static_assert(same(philox_block({{{}}}, {}), {{{}}}));".format(*literals(vector)) for vector in VECTORS
     )
     indices = [2**k + d for k in (3, 16, 31, 32, 33, 34, 35, 36, 40, 62) for d in (-9, -1, 0, 1, 7)]
     indices = [i for i in indices if i >= 0]

@@ -17,6 +17,9 @@ std::tuple<Tensor, Tensor> augment_op(const Tensor& input, const optional<Tensor
   const int64_t channels = input.size(1);
   STD_TORCH_CHECK(channels <= kMaxChannels, "augment: the kernel takes at most ", kMaxChannels,
                   " channels, got ", channels, "; split them");
+  STD_TORCH_CHECK(request.plan.width * channels < (int64_t(1) << 30),
+                  "augment: a row of output must have fewer than 2^30 elements, got ", request.plan.width,
+                  " x ", channels);
   OutputType to = OutputType::kFloat;
   if (dtype == ScalarType::Half) {
     to = OutputType::kHalf;
