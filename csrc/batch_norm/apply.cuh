@@ -1,0 +1,323 @@
+// What every batch_norm kernel does with elements and with finished statistics, whatever its layout: eight
+// elements (an octet) at a time forward and backward, statistics of a run in registers, and the end of a
+// channel.
+#pragma once
+#include "batch_norm/problem.h"
+#include "reduce.cuh"
+#include "vector.cuh"
+
+namespace fastdl::batch_norm {
+
+constexpr int kOctet = 8;  // what a byte of mask covers, and a Philox call of 16 bits an element
+
+template <class acc_t>
+using Octet = Vector<acc_t, kOctet>;
+
+// Channel values -------------------------------------------------------------------------------------------
+
+FASTDL_DEVICE double read_channel(const Channels& values, int64_t c, double missing) {
+  if (!values.data) return missing;
+  const int64_t at = c * values.stride;
+  switch (values.dtype) {
+    case Dtype::kFloat32:
+      return double(static_cast<const float*>(values.data)[at]);
+    case Dtype::kFloat64:
+      return static_cast<const double*>(values.data)[at];
+    case Dtype::kFloat16:
+      return double(convert<float>(static_cast<const half*>(values.data)[at]));
+    default:
+      return double(convert<float>(static_cast<const bfloat16*>(values.data)[at]));
+  }
+}
+
+FASTDL_DEVICE void write_channel(const Channels& values, int64_t c, double value) {
+  if (!values.data) return;
+  const int64_t at = c * values.stride;
+  switch (values.dtype) {
+    case Dtype::kFloat32:
+      static_cast<float*>(values.data)[at] = float(value);
+      break;
+    case Dtype::kFloat64:
+      static_cast<double*>(values.data)[at] = value;
+      break;
+    case Dtype::kFloat16:
+      static_cast<half*>(values.data)[at] = convert<half>(value);
+      break;
+    default:
+      static_cast<bfloat16*>(values.data)[at] = convert<bfloat16>(value);
+  }
+}
+
+// What normalization needs of a channel, in the type it is computed in. mean = hi + lo keeps what acc_t lacks
+// where |mean| >> std.
+template <class acc_t>
+struct Constants {
+  acc_t hi, lo, invstd, scale, bias;
+
+  FASTDL_DEVICE static Constants of(double mean, double invstd, double weight, double bias) {
+    const acc_t hi = acc_t(mean);
+    const double rest = mean - double(hi);
+    return {hi, isfinite(rest) ? acc_t(rest) : acc_t(0), acc_t(invstd), acc_t(invstd * weight), acc_t(bias)};
+  }
+  // Forward and backward recompute the same bits.
+  FASTDL_DEVICE acc_t centered(acc_t x) const { return (x - hi) - lo; }
+};
+
+// The end of a channel -------------------------------------------------------------------------------------
+
+// Saves the statistics and moves the running ones; one thread a channel, once. The batch counter is read, not
+// written: see advance_counter.
+template <class acc_t>
+FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2) {
+  const double count = double(a.size.count()), invstd = 1 / sqrt(m2 / count + a.eps);
+  if (a.running_mean.data) {
+    const double factor = a.cumulative ? 1 / double(*a.num_batches_tracked + 1) : a.momentum;
+    write_channel(a.running_mean, c, (1 - factor) * read_channel(a.running_mean, c, 0) + factor * mean);
+    write_channel(a.running_var, c,
+                  (1 - factor) * read_channel(a.running_var, c, 1) + factor * (m2 / (count - 1)));
+  }
+  a.save_mean[c] = mean, a.save_invstd[c] = invstd;
+  return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
+}
+
+// The constants once the statistics are saved, or in evaluation from the running ones; any thread.
+template <class acc_t>
+FASTDL_DEVICE Constants<acc_t> saved_constants(const ForwardArguments& a, int64_t c) {
+  const double mean = a.training ? a.save_mean[c] : read_channel(a.running_mean, c, 0);
+  const double invstd = a.training ? a.save_invstd[c] : 1 / sqrt(read_channel(a.running_var, c, 1) + a.eps);
+  return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
+}
+template <class acc_t>
+FASTDL_DEVICE Constants<acc_t> saved_constants(const BackwardArguments& a, int64_t c) {
+  return Constants<acc_t>::of(a.save_mean[c], a.save_invstd[c], read_channel(a.weight, c, 1),
+                              read_channel(a.bias, c, 0));
+}
+
+// One thread of the grid, in a launch where nobody reads the counter (cumulative: in a launch of its own).
+FASTDL_DEVICE void advance_counter(const ForwardArguments& a) {
+  if (a.training && a.num_batches_tracked) ++*a.num_batches_tracked;
+}
+
+// mean(g) and mean(g * normalized), zero in evaluation.
+template <class acc_t>
+struct Means {
+  acc_t g, dot;
+  FASTDL_DEVICE static Means of(const BackwardArguments& a, double sum, double dot) {
+    const double count = double(a.size.count());
+    return a.training ? Means{acc_t(sum / count), acc_t(dot / count)} : Means{acc_t(0), acc_t(0)};
+  }
+};
+
+// Writes the parameters' gradients; one thread a channel, once.
+FASTDL_DEVICE void finish_backward(const BackwardArguments& a, int64_t c, double sum, double dot) {
+  write_channel(a.grad_bias, c, sum);
+  write_channel(a.grad_weight, c, dot);
+}
+
+// Statistics of a run --------------------------------------------------------------------------------------
+
+// Moments of the values x(0) ... x(kCount - 1) whose bit in `valid` is set, in registers: two passes, so
+// that neither a large mean nor an outlier costs digits; where float overflows, again in double.
+template <class acc_t, int kCount, class F>
+FASTDL_DEVICE Moments<double> run_moments(F x, uint32_t valid) {
+  static_assert(kCount <= 32);
+  constexpr uint32_t kAll = uint32_t((uint64_t(1) << kCount) - 1);
+  const bool whole = (valid & kAll) == kAll;
+  const int count = whole ? kCount : __popc(valid & kAll);
+  if (count == 0) return Moments<double>::none();
+  acc_t sum = 0, rest = 0, squares = 0;
+  FASTDL_UNROLL
+  for (int i = 0; i < kCount; ++i) sum += whole || valid >> i & 1 ? x(i) : acc_t(0);
+  const acc_t middle = sum / acc_t(count);
+  FASTDL_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    const acc_t d = whole || valid >> i & 1 ? x(i) - middle : acc_t(0);
+    rest += d, squares += d * d;
+  }
+  double mean = double(middle) + double(rest) / count;
+  double m2 = double(squares) - double(rest) * double(rest) / count;
+  if (!isfinite(squares)) {
+    double first = 0, s = 0;
+    FASTDL_UNROLL
+    for (int i = kCount - 1; i >= 0; --i) first = valid >> i & 1 ? double(x(i)) : first;
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) s += valid >> i & 1 ? double(x(i)) - first : 0.0;
+    mean = first + s / count, m2 = 0;
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const double d = valid >> i & 1 ? double(x(i)) - mean : 0.0;
+      m2 += d * d;
+    }
+  }
+  return {double(count), mean, m2 < 0 ? 0 : m2};  // NaN stays
+}
+
+// Activations ----------------------------------------------------------------------------------------------
+
+template <class acc_t>
+FASTDL_DEVICE acc_t exponential(acc_t x) {
+  if constexpr (std::is_same_v<acc_t, double>) {
+    return exp(x);
+  } else {
+    return __expf(x);
+  }
+}
+template <class acc_t>
+FASTDL_DEVICE acc_t sigmoid(acc_t x) {
+  return acc_t(1) / (acc_t(1) + exponential(-x));
+}
+template <class acc_t>
+FASTDL_DEVICE acc_t normal_cdf(acc_t x) {
+  return acc_t(0.5) * erfc(x * acc_t(-0.70710678118654752440));
+}
+template <class acc_t>
+FASTDL_DEVICE acc_t gelu_tanh_argument(acc_t x) {  // gelu_tanh(x) = x sigmoid(argument)
+  return x * (acc_t(1) + x * x * acc_t(0.044715)) * acc_t(1.5957691216057308);
+}
+
+// Calls f(j) for the eight elements.
+template <class F>
+FASTDL_DEVICE void for_octet(F f) {
+  FASTDL_UNROLL
+  for (int j = 0; j < kOctet; ++j) f(j);
+}
+
+// The mask's bits at the preactivations v.
+template <class acc_t>
+FASTDL_DEVICE uint32_t branch_bits(const Octet<acc_t>& v, int64_t activation) {
+  uint32_t bits = 0;
+  for_octet([&](int j) { bits |= uint32_t(activation == kRelu ? !(v[j] <= 0) : v[j] > 0) << j; });
+  return bits;
+}
+
+// In place. The switch stands outside of the loops: it is uniform over the grid.
+template <class acc_t>
+FASTDL_DEVICE void activate(Octet<acc_t>& v, int64_t activation) {
+  switch (activation) {
+    case kRelu:
+      return for_octet([&](int j) { v[j] = v[j] <= 0 ? acc_t(0) : v[j]; });  // NaN stays
+    case kLeakyRelu:
+      return for_octet([&](int j) { v[j] = v[j] > 0 ? v[j] : v[j] * acc_t(0.01); });
+    case kSilu:
+      return for_octet([&](int j) { v[j] = v[j] * sigmoid(v[j]); });
+    case kGelu:
+      return for_octet([&](int j) { v[j] = v[j] * normal_cdf(v[j]); });
+    case kGeluTanh:
+      return for_octet([&](int j) { v[j] = v[j] * sigmoid(gelu_tanh_argument(v[j])); });
+    default:
+      return;
+  }
+}
+
+// g in place, of the gradient at the output of the activation, to that at its input v.
+template <class acc_t>
+FASTDL_DEVICE void activation_backward(Octet<acc_t>& g, const Octet<acc_t>& v, int64_t activation) {
+  switch (activation) {
+    case kSilu:
+      return for_octet([&](int j) {
+        const acc_t s = sigmoid(v[j]);
+        g[j] *= s * (acc_t(1) + v[j] * (acc_t(1) - s));
+      });
+    case kGelu:
+      return for_octet([&](int j) {
+        const acc_t bell = exponential(acc_t(-0.5) * v[j] * v[j]);
+        g[j] *= normal_cdf(v[j]) + v[j] * bell * acc_t(0.3989422804014327);
+      });
+    case kGeluTanh:
+      return for_octet([&](int j) {
+        const acc_t x = v[j], s = sigmoid(gelu_tanh_argument(x));
+        const acc_t slope = acc_t(1.5957691216057308) * (acc_t(1) + x * x * acc_t(3 * 0.044715));
+        g[j] *= s + x * s * (acc_t(1) - s) * slope;
+      });
+    default:
+      return;
+  }
+}
+// ReLU and LeakyReLU, from the branch's bits.
+template <class acc_t>
+FASTDL_DEVICE void branch_backward(Octet<acc_t>& g, uint32_t bits, int64_t activation) {
+  for_octet([&](int j) {
+    const acc_t other = activation == kRelu ? acc_t(0) : g[j] * acc_t(0.01);
+    g[j] = bits >> j & 1 ? g[j] : other;
+  });
+}
+
+// Dropout --------------------------------------------------------------------------------------------------
+
+// Which elements stay. `index` is the logical one.
+struct Dropout {
+  bool on;
+  uint64_t seed;
+  KeepRule rule;
+
+  FASTDL_DEVICE explicit Dropout(const Epilogue& e)
+      : on(e.seed != nullptr), seed(e.seed ? uint64_t(*e.seed) : 0), rule(e.keep) {}
+
+  FASTDL_DEVICE bool keep(int64_t index) const { return keep_element(seed, uint64_t(index), rule); }
+
+  // Bits of the eight elements from `index`, a multiple of eight; one Philox call, two in the wide rule.
+  FASTDL_DEVICE uint32_t keep_octet(int64_t index) const {
+    uint32_t bits = 0;
+    if (rule.none) return 0;
+    if (rule.wide) {
+      const Philox4 low = philox(seed, uint64_t(index) / 4, kWideStream),
+                    high = philox(seed, uint64_t(index) / 4 + 1, kWideStream);
+      for_octet([&](int j) { bits |= uint32_t((j < 4 ? low : high).word[j % 4] >= rule.threshold) << j; });
+    } else {
+      const Philox4 r = philox(seed, uint64_t(index) / 8);
+      for_octet([&](int j) { bits |= uint32_t(keep_in_word8(r, j, rule.threshold)) << j; });
+    }
+    return bits;
+  }
+};
+
+template <class acc_t>
+FASTDL_DEVICE void drop(Octet<acc_t>& v, uint32_t keep, acc_t scale) {
+  for_octet([&](int j) { v[j] = keep >> j & 1 ? v[j] * scale : acc_t(0); });
+}
+
+// Octets ---------------------------------------------------------------------------------------------------
+
+// x in place to dropout(activation(normalized * weight + bias + z)). k(j): the constants of element j;
+// z: null or the residual; keep: bits, read where the call has dropout. Returns the mask's bits, where the
+// call has a mask.
+template <class acc_t, class K>
+FASTDL_DEVICE uint32_t forward_octet(const ForwardArguments& a, Octet<acc_t>& x, K k, const Octet<acc_t>* z,
+                                     uint32_t keep) {
+  for_octet([&](int j) { x[j] = k(j).centered(x[j]) * k(j).scale + k(j).bias; });
+  if (z) for_octet([&](int j) { x[j] += (*z)[j]; });
+  const uint32_t bits = a.mask ? branch_bits(x, a.epilogue.activation) : 0;
+  activate(x, a.epilogue.activation);
+  if (a.epilogue.seed) drop(x, keep, acc_t(a.epilogue.keep_scale));
+  return bits;
+}
+
+// grad in place to g, the gradient at normalized * weight + bias + z; x in place to `normalized`. z: null or
+// the residual, read where there is an activation and no mask; branch: the mask's bits where there is one.
+template <class acc_t, class K>
+FASTDL_DEVICE void backward_octet(const BackwardArguments& a, Octet<acc_t>& grad, Octet<acc_t>& x, K k,
+                                  const Octet<acc_t>* z, uint32_t keep, uint32_t branch) {
+  const int64_t activation = a.epilogue.activation;
+  if (a.epilogue.seed) drop(grad, keep, acc_t(a.epilogue.keep_scale));
+  for_octet([&](int j) { x[j] = k(j).centered(x[j]); });
+  if (activation != kNone && !a.mask) {
+    Octet<acc_t> v;
+    for_octet([&](int j) { v[j] = x[j] * k(j).scale + k(j).bias; });
+    if (z) for_octet([&](int j) { v[j] += (*z)[j]; });
+    if (activation <= kLeakyRelu) {
+      branch = branch_bits(v, activation);
+    } else {
+      activation_backward(grad, v, activation);
+    }
+  }
+  if (activation == kRelu || activation == kLeakyRelu) branch_backward(grad, branch, activation);
+  for_octet([&](int j) { x[j] *= k(j).invstd; });
+}
+
+// g and normalized, as backward_octet leaves them, to grad_input in place of g. means(j): of element j.
+template <class acc_t, class K, class M>
+FASTDL_DEVICE void input_gradient(Octet<acc_t>& g, const Octet<acc_t>& normalized, K k, M means) {
+  for_octet([&](int j) { g[j] = (g[j] - means(j).g - normalized[j] * means(j).dot) * k(j).scale; });
+}
+
+}  // namespace fastdl::batch_norm
