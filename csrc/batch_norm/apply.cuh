@@ -1,6 +1,5 @@
-// What every batch_norm kernel does with elements and with finished statistics, whatever its layout: eight
-// elements (an octet) at a time forward and backward, statistics of a run in registers, and the end of a
-// channel.
+// What every batch_norm kernel does with elements and with finished statistics, whatever its layout: a vector
+// at a time forward and backward, statistics of a run in registers, and the end of a channel.
 #pragma once
 #include "batch_norm/problem.h"
 #include "reduce.cuh"
@@ -8,10 +7,7 @@
 
 namespace fastdl::batch_norm {
 
-constexpr int kOctet = 8;  // what a byte of mask covers, and a Philox call of 16 bits an element
-
-template <class acc_t>
-using Octet = Vector<acc_t, kOctet>;
+constexpr int kOctet = 8;  // elements of a byte of mask, and of a Philox call
 
 // Channel values -------------------------------------------------------------------------------------------
 
@@ -65,18 +61,19 @@ struct Constants {
 
 // The end of a channel -------------------------------------------------------------------------------------
 
-// Saves the statistics and moves the running ones; one thread a channel, once. The batch counter is read, not
-// written: see advance_counter.
+// The constants of a channel with these statistics. Where `writes`, which is one thread a channel, saves them
+// and moves the running ones; the batch counter is only read: see advance_counter.
 template <class acc_t>
-FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2) {
+FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2,
+                                              bool writes = true) {
   const double count = double(a.size.count()), invstd = 1 / sqrt(m2 / count + a.eps);
-  if (a.running_mean.data) {
+  if (writes && a.running_mean.data) {
     const double factor = a.cumulative ? 1 / double(*a.num_batches_tracked + 1) : a.momentum;
     write_channel(a.running_mean, c, (1 - factor) * read_channel(a.running_mean, c, 0) + factor * mean);
     write_channel(a.running_var, c,
                   (1 - factor) * read_channel(a.running_var, c, 1) + factor * (m2 / (count - 1)));
   }
-  a.save_mean[c] = mean, a.save_invstd[c] = invstd;
+  if (writes) a.save_mean[c] = mean, a.save_invstd[c] = invstd;
   return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
 }
 
@@ -175,56 +172,57 @@ FASTDL_DEVICE acc_t gelu_tanh_argument(acc_t x) {  // gelu_tanh(x) = x sigmoid(a
   return x * (acc_t(1) + x * x * acc_t(0.044715)) * acc_t(1.5957691216057308);
 }
 
-// Calls f(j) for the eight elements.
-template <class F>
-FASTDL_DEVICE void for_octet(F f) {
+// Calls f(j) for the elements of a vector.
+template <int kCount, class F>
+FASTDL_DEVICE void for_each(F f) {
   FASTDL_UNROLL
-  for (int j = 0; j < kOctet; ++j) f(j);
+  for (int j = 0; j < kCount; ++j) f(j);
 }
 
 // The mask's bits at the preactivations v.
-template <class acc_t>
-FASTDL_DEVICE uint32_t branch_bits(const Octet<acc_t>& v, int64_t activation) {
+template <class acc_t, int kCount>
+FASTDL_DEVICE uint32_t branch_bits(const Vector<acc_t, kCount>& v, int64_t activation) {
   uint32_t bits = 0;
-  for_octet([&](int j) { bits |= uint32_t(activation == kRelu ? !(v[j] <= 0) : v[j] > 0) << j; });
+  for_each<kCount>([&](int j) { bits |= uint32_t(activation == kRelu ? !(v[j] <= 0) : v[j] > 0) << j; });
   return bits;
 }
 
 // In place. The switch stands outside of the loops: it is uniform over the grid.
-template <class acc_t>
-FASTDL_DEVICE void activate(Octet<acc_t>& v, int64_t activation) {
+template <class acc_t, int kCount>
+FASTDL_DEVICE void activate(Vector<acc_t, kCount>& v, int64_t activation) {
   switch (activation) {
     case kRelu:
-      return for_octet([&](int j) { v[j] = v[j] <= 0 ? acc_t(0) : v[j]; });  // NaN stays
+      return for_each<kCount>([&](int j) { v[j] = v[j] <= 0 ? acc_t(0) : v[j]; });  // NaN stays
     case kLeakyRelu:
-      return for_octet([&](int j) { v[j] = v[j] > 0 ? v[j] : v[j] * acc_t(0.01); });
+      return for_each<kCount>([&](int j) { v[j] = v[j] > 0 ? v[j] : v[j] * acc_t(0.01); });
     case kSilu:
-      return for_octet([&](int j) { v[j] = v[j] * sigmoid(v[j]); });
+      return for_each<kCount>([&](int j) { v[j] = v[j] * sigmoid(v[j]); });
     case kGelu:
-      return for_octet([&](int j) { v[j] = v[j] * normal_cdf(v[j]); });
+      return for_each<kCount>([&](int j) { v[j] = v[j] * normal_cdf(v[j]); });
     case kGeluTanh:
-      return for_octet([&](int j) { v[j] = v[j] * sigmoid(gelu_tanh_argument(v[j])); });
+      return for_each<kCount>([&](int j) { v[j] = v[j] * sigmoid(gelu_tanh_argument(v[j])); });
     default:
       return;
   }
 }
 
 // g in place, of the gradient at the output of the activation, to that at its input v.
-template <class acc_t>
-FASTDL_DEVICE void activation_backward(Octet<acc_t>& g, const Octet<acc_t>& v, int64_t activation) {
+template <class acc_t, int kCount>
+FASTDL_DEVICE void activation_backward(Vector<acc_t, kCount>& g, const Vector<acc_t, kCount>& v,
+                                       int64_t activation) {
   switch (activation) {
     case kSilu:
-      return for_octet([&](int j) {
+      return for_each<kCount>([&](int j) {
         const acc_t s = sigmoid(v[j]);
         g[j] *= s * (acc_t(1) + v[j] * (acc_t(1) - s));
       });
     case kGelu:
-      return for_octet([&](int j) {
+      return for_each<kCount>([&](int j) {
         const acc_t bell = exponential(acc_t(-0.5) * v[j] * v[j]);
         g[j] *= normal_cdf(v[j]) + v[j] * bell * acc_t(0.3989422804014327);
       });
     case kGeluTanh:
-      return for_octet([&](int j) {
+      return for_each<kCount>([&](int j) {
         const acc_t x = v[j], s = sigmoid(gelu_tanh_argument(x));
         const acc_t slope = acc_t(1.5957691216057308) * (acc_t(1) + x * x * acc_t(3 * 0.044715));
         g[j] *= s + x * s * (acc_t(1) - s) * slope;
@@ -234,9 +232,9 @@ FASTDL_DEVICE void activation_backward(Octet<acc_t>& g, const Octet<acc_t>& v, i
   }
 }
 // ReLU and LeakyReLU, from the branch's bits.
-template <class acc_t>
-FASTDL_DEVICE void branch_backward(Octet<acc_t>& g, uint32_t bits, int64_t activation) {
-  for_octet([&](int j) {
+template <class acc_t, int kCount>
+FASTDL_DEVICE void branch_backward(Vector<acc_t, kCount>& g, uint32_t bits, int64_t activation) {
+  for_each<kCount>([&](int j) {
     const acc_t other = activation == kRelu ? acc_t(0) : g[j] * acc_t(0.01);
     g[j] = bits >> j & 1 ? g[j] : other;
   });
@@ -255,37 +253,40 @@ struct Dropout {
 
   FASTDL_DEVICE bool keep(int64_t index) const { return keep_element(seed, uint64_t(index), rule); }
 
-  // Bits of the eight elements from `index`, a multiple of eight; one Philox call, two in the wide rule.
-  FASTDL_DEVICE uint32_t keep_octet(int64_t index) const {
-    uint32_t bits = 0;
+  // Bits of the kCount (2, 4 or 8) elements from `index` on, a multiple of kCount.
+  template <int kCount>
+  FASTDL_DEVICE uint32_t keep_bits(int64_t index) const {
     if (rule.none) return 0;
+    uint32_t bits = 0;
     if (rule.wide) {
-      const Philox4 low = philox(seed, uint64_t(index) / 4, kWideStream),
-                    high = philox(seed, uint64_t(index) / 4 + 1, kWideStream);
-      for_octet([&](int j) { bits |= uint32_t((j < 4 ? low : high).word[j % 4] >= rule.threshold) << j; });
-    } else {
-      const Philox4 r = philox(seed, uint64_t(index) / 8);
-      for_octet([&](int j) { bits |= uint32_t(keep_in_word8(r, j, rule.threshold)) << j; });
+      FASTDL_UNROLL
+      for (int from = 0; from < kCount; from += 4) {
+        const Philox4 r = philox(seed, uint64_t(index + from) / 4, kWideStream);
+        for_each<4>([&](int j) { bits |= uint32_t(r.word[j] >= rule.threshold) << (from + j); });
+      }
+      return kCount < 4 ? bits >> (index % 4) : bits;
     }
-    return bits;
+    const Philox4 r = philox(seed, uint64_t(index) / 8);
+    for_each<8>([&](int j) { bits |= uint32_t(keep_in_word8(r, j, rule.threshold)) << j; });
+    return bits >> (index % 8);
   }
 };
 
-template <class acc_t>
-FASTDL_DEVICE void drop(Octet<acc_t>& v, uint32_t keep, acc_t scale) {
-  for_octet([&](int j) { v[j] = keep >> j & 1 ? v[j] * scale : acc_t(0); });
+template <class acc_t, int kCount>
+FASTDL_DEVICE void drop(Vector<acc_t, kCount>& v, uint32_t keep, acc_t scale) {
+  for_each<kCount>([&](int j) { v[j] = keep >> j & 1 ? v[j] * scale : acc_t(0); });
 }
 
-// Octets ---------------------------------------------------------------------------------------------------
+// Vectors --------------------------------------------------------------------------------------------------
 
 // x in place to dropout(activation(normalized * weight + bias + z)). k(j): the constants of element j;
 // z: null or the residual; keep: bits, read where the call has dropout. Returns the mask's bits, where the
 // call has a mask.
-template <class acc_t, class K>
-FASTDL_DEVICE uint32_t forward_octet(const ForwardArguments& a, Octet<acc_t>& x, K k, const Octet<acc_t>* z,
-                                     uint32_t keep) {
-  for_octet([&](int j) { x[j] = k(j).centered(x[j]) * k(j).scale + k(j).bias; });
-  if (z) for_octet([&](int j) { x[j] += (*z)[j]; });
+template <class acc_t, int kCount, class K>
+FASTDL_DEVICE uint32_t forward_vector(const ForwardArguments& a, Vector<acc_t, kCount>& x, K k,
+                                      const std::type_identity_t<Vector<acc_t, kCount>>* z, uint32_t keep) {
+  for_each<kCount>([&](int j) { x[j] = k(j).centered(x[j]) * k(j).scale + k(j).bias; });
+  if (z) for_each<kCount>([&](int j) { x[j] += (*z)[j]; });
   const uint32_t bits = a.mask ? branch_bits(x, a.epilogue.activation) : 0;
   activate(x, a.epilogue.activation);
   if (a.epilogue.seed) drop(x, keep, acc_t(a.epilogue.keep_scale));
@@ -294,16 +295,18 @@ FASTDL_DEVICE uint32_t forward_octet(const ForwardArguments& a, Octet<acc_t>& x,
 
 // grad in place to g, the gradient at normalized * weight + bias + z; x in place to `normalized`. z: null or
 // the residual, read where there is an activation and no mask; branch: the mask's bits where there is one.
-template <class acc_t, class K>
-FASTDL_DEVICE void backward_octet(const BackwardArguments& a, Octet<acc_t>& grad, Octet<acc_t>& x, K k,
-                                  const Octet<acc_t>* z, uint32_t keep, uint32_t branch) {
+template <class acc_t, int kCount, class K>
+FASTDL_DEVICE void backward_vector(const BackwardArguments& a, Vector<acc_t, kCount>& grad,
+                                   Vector<acc_t, kCount>& x, K k,
+                                   const std::type_identity_t<Vector<acc_t, kCount>>* z, uint32_t keep,
+                                   uint32_t branch) {
   const int64_t activation = a.epilogue.activation;
   if (a.epilogue.seed) drop(grad, keep, acc_t(a.epilogue.keep_scale));
-  for_octet([&](int j) { x[j] = k(j).centered(x[j]); });
+  for_each<kCount>([&](int j) { x[j] = k(j).centered(x[j]); });
   if (activation != kNone && !a.mask) {
-    Octet<acc_t> v;
-    for_octet([&](int j) { v[j] = x[j] * k(j).scale + k(j).bias; });
-    if (z) for_octet([&](int j) { v[j] += (*z)[j]; });
+    Vector<acc_t, kCount> v;
+    for_each<kCount>([&](int j) { v[j] = x[j] * k(j).scale + k(j).bias; });
+    if (z) for_each<kCount>([&](int j) { v[j] += (*z)[j]; });
     if (activation <= kLeakyRelu) {
       branch = branch_bits(v, activation);
     } else {
@@ -311,13 +314,14 @@ FASTDL_DEVICE void backward_octet(const BackwardArguments& a, Octet<acc_t>& grad
     }
   }
   if (activation == kRelu || activation == kLeakyRelu) branch_backward(grad, branch, activation);
-  for_octet([&](int j) { x[j] *= k(j).invstd; });
+  for_each<kCount>([&](int j) { x[j] *= k(j).invstd; });
 }
 
-// g and normalized, as backward_octet leaves them, to grad_input in place of g. means(j): of element j.
-template <class acc_t, class K, class M>
-FASTDL_DEVICE void input_gradient(Octet<acc_t>& g, const Octet<acc_t>& normalized, K k, M means) {
-  for_octet([&](int j) { g[j] = (g[j] - means(j).g - normalized[j] * means(j).dot) * k(j).scale; });
+// g and normalized, as backward_vector leaves them, to grad_input in place of g. means(j): of element j.
+template <class acc_t, int kCount, class K, class M>
+FASTDL_DEVICE void input_gradient(Vector<acc_t, kCount>& g, const Vector<acc_t, kCount>& normalized, K k,
+                                  M means) {
+  for_each<kCount>([&](int j) { g[j] = (g[j] - means(j).g - normalized[j] * means(j).dot) * k(j).scale; });
 }
 
 }  // namespace fastdl::batch_norm
