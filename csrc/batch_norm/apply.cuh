@@ -7,8 +7,6 @@
 
 namespace fastdl::batch_norm {
 
-constexpr int kOctet = 8;  // elements of a byte of mask, and of a Philox call
-
 // Channel values -------------------------------------------------------------------------------------------
 
 FASTDL_DEVICE double read_channel(const Channels& values, int64_t c, double missing) {
@@ -66,8 +64,8 @@ struct Constants {
 template <class acc_t>
 FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2,
                                               bool writes = true) {
-  const double count = double(a.size.count()), invstd = 1 / sqrt(m2 / count + a.eps);
-  if (writes && a.running_mean.data) {
+  const double count = double(a.size.count()), invstd = 1 / sqrt((count > 0 ? m2 / count : 1) + a.eps);
+  if (writes && a.running_mean.data && count > 0) {
     const double factor = a.cumulative ? 1 / double(*a.num_batches_tracked + 1) : a.momentum;
     write_channel(a.running_mean, c, (1 - factor) * read_channel(a.running_mean, c, 0) + factor * mean);
     write_channel(a.running_var, c,
@@ -77,13 +75,16 @@ FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t
   return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
 }
 
-// The constants once the statistics are saved, or in evaluation from the running ones; any thread.
+// The constants in evaluation, from the running statistics; where `writes`, saves these for the backward.
 template <class acc_t>
-FASTDL_DEVICE Constants<acc_t> saved_constants(const ForwardArguments& a, int64_t c) {
-  const double mean = a.training ? a.save_mean[c] : read_channel(a.running_mean, c, 0);
-  const double invstd = a.training ? a.save_invstd[c] : 1 / sqrt(read_channel(a.running_var, c, 1) + a.eps);
+FASTDL_DEVICE Constants<acc_t> evaluation_constants(const ForwardArguments& a, int64_t c, bool writes) {
+  const double mean = read_channel(a.running_mean, c, 0);
+  const double invstd = 1 / sqrt(read_channel(a.running_var, c, 1) + a.eps);
+  if (writes) a.save_mean[c] = mean, a.save_invstd[c] = invstd;
   return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
 }
+
+// The constants of a backward.
 template <class acc_t>
 FASTDL_DEVICE Constants<acc_t> saved_constants(const BackwardArguments& a, int64_t c) {
   return Constants<acc_t>::of(a.save_mean[c], a.save_invstd[c], read_channel(a.weight, c, 1),

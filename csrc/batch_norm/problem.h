@@ -11,6 +11,8 @@ enum Activation : int64_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };
 
 namespace batch_norm {
 
+constexpr int kOctet = 8;  // elements of a byte of mask, and of a Philox call
+
 enum class Dtype : int32_t { kFloat32, kFloat64, kFloat16, kBfloat16 };
 
 // Element (n, c, s) of outputs lies at (n * C + c) * S + s, channels last at (n * S + s) * C + c; its logical
