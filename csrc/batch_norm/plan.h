@@ -115,7 +115,7 @@ inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int opera
     while (p.pack == 1 && p.threads > 64 && p.slots < 2 * p.threads) p.threads /= 2;
     return in_teams(Regime::kBlock, 1, p.packs);
   }
-  const bool few = p.packs * team < device.multiprocessors / 2 && bytes > 64 * kWaveBytes;
+  const bool few = p.packs * team < device.multiprocessors / 4 && bytes > 128 * kWaveBytes;
   if (team > 1 && bytes <= full * team && !few) return in_teams(Regime::kCluster, team, p.packs);
   const int64_t teams = std::min(std::min(half > 0 ? enough * half / bytes : 0, p.packs), enough);
   if (teams > 0 && p.pack == 1) {
