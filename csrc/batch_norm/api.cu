@@ -31,7 +31,7 @@ ChannelPlan plan_of(const BackwardArguments& a) {
 
 size_t workspace_of(const ChannelPlan& plan) {
   if (plan.regime == Regime::kStream) return size_t(plan.blocks()) * Team::kExchange * sizeof(double);
-  return size_t(Team::workspace_bytes(plan));
+  return plan.regime == Regime::kGroup ? size_t(Team::workspace_bytes(plan)) : 0;
 }
 
 LaunchConfig config_of(const ChannelPlan& plan, void* stream) {
@@ -45,12 +45,12 @@ LaunchConfig config_of(const ChannelPlan& plan, void* stream) {
   return config;
 }
 
-// The kernels of a direction: resident, sums and apply.
+// The kernels of a direction: resident, sums, apply; for single channels and for packs of short rows.
 template <class Arguments>
 struct Kernels {
-  void (*resident)(Arguments, ChannelPlan, void*);
+  void (*resident[2])(Arguments, ChannelPlan, void*);
   void (*sums)(Arguments, ChannelPlan, double*);
-  void (*apply)(Arguments, ChannelPlan, const double*);
+  void (*apply[2])(Arguments, ChannelPlan, const double*);
 };
 
 template <class Arguments>
@@ -59,29 +59,33 @@ const char* run(const Kernels<Arguments>& kernels, const Arguments& a, void* wor
   if (plan.blocks() == 0) return nullptr;
   if (plan.blocks() > 0x7FFFFFFF) return "more than 2^31 - 1 blocks; split the batch";
   const LaunchConfig config = config_of(plan, stream);
-  double* const partials = static_cast<double*>(workspace);
+  const bool packed = plan.pack > 1;
+  double* const partials = plan.regime == Regime::kStream ? static_cast<double*>(workspace) : nullptr;
   switch (plan.regime) {
-    case Regime::kApply:
-      return launch(kernels.apply, config, a, plan, static_cast<const double*>(nullptr));
     case Regime::kStream:
       if (const char* error = launch(kernels.sums, config, a, plan, partials)) return error;
-      return launch(kernels.apply, config, a, plan, static_cast<const double*>(partials));
+      [[fallthrough]];
+    case Regime::kApply:
+      return launch(kernels.apply[packed], config, a, plan, partials);
     case Regime::kGroup:
       if (const char* error = fill_zero(workspace, size_t(Team::arrival_bytes(plan)), stream)) return error;
       [[fallthrough]];
     default:
-      return launch(kernels.resident, config, a, plan, workspace);
+      return launch(kernels.resident[packed], config, a, plan, workspace);
   }
 }
 
 template <class scalar_t>
 Kernels<ForwardArguments> forward_kernels() {
-  return {channel_forward_kernel<scalar_t>, channel_moments_kernel<scalar_t>, channel_apply_kernel<scalar_t>};
+  return {{channel_forward_kernel<scalar_t, false>, channel_forward_kernel<scalar_t, true>},
+          channel_moments_kernel<scalar_t>,
+          {channel_apply_kernel<scalar_t, false>, channel_apply_kernel<scalar_t, true>}};
 }
 template <class scalar_t>
 Kernels<BackwardArguments> backward_kernels() {
-  return {channel_backward_kernel<scalar_t>, channel_sums_kernel<scalar_t>,
-          channel_apply_backward_kernel<scalar_t>};
+  return {{channel_backward_kernel<scalar_t, false>, channel_backward_kernel<scalar_t, true>},
+          channel_sums_kernel<scalar_t>,
+          {channel_apply_backward_kernel<scalar_t, false>, channel_apply_backward_kernel<scalar_t, true>}};
 }
 
 template <class F>

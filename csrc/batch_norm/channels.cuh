@@ -22,8 +22,8 @@ FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
 
 // A vector of a row: elements [at, at + size) in memory order, of which those in `valid` belong to the row.
 struct Place {
-  int64_t at, row;  // row: where the row of the pack begins
-  uint32_t n, valid;
+  int64_t at;
+  uint32_t n, valid;  // n: image
 };
 
 // The rows of neighbouring channels [c0, c0 + length / S), one an image.
@@ -34,13 +34,20 @@ struct Rows {
   FASTDL_DEVICE Rows(const Sizes& size, int64_t c0, int64_t channels, uint32_t vectors)
       : image(size.c * size.s), begin(c0 * size.s), length(channels * size.s), vectors(vectors) {}
 
+  FASTDL_DEVICE int64_t row_begin(uint32_t n) const { return n * image + begin; }
+
   template <int kSize>
   FASTDL_DEVICE Place place(uint32_t n, uint32_t o) const {
-    const int64_t row = n * image + begin, at = (row & ~int64_t(kOctet - 1)) + int64_t(o) * kSize;
+    const int64_t row = row_begin(n), at = (row & ~int64_t(kOctet - 1)) + int64_t(o) * kSize;
     const int64_t before = row - at, rest = row + length - at;
     const uint32_t first = before > 0 ? (before < kSize ? ~0u << before : 0) : ~0u;
     const uint32_t last = rest < kSize ? (rest > 0 ? (1u << rest) - 1 : 0) : (1u << kSize) - 1;
-    return {at, row, n, first & last};
+    return {at, n, first & last};
+  }
+  // The slot of a place that a part of these rows has found.
+  template <int kSize>
+  FASTDL_DEVICE int slot(const Place& p) const {
+    return int(p.n * vectors) + int(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
   }
 };
 
@@ -48,12 +55,11 @@ struct Rows {
 // that kBatch loads are under way at once. All threads make the same calls; what lies beyond `count` has no
 // valid element.
 template <int kSize, int kBatch, class F>
-FASTDL_DEVICE void for_each_place(const Rows& rows, int64_t first, int64_t count, int thread, int threads,
-                                  F f) {
+FASTDL_DEVICE void for_each_place(const Rows& rows, int64_t first, int count, int thread, int threads, F f) {
   const int64_t start = first + thread;
   uint32_t n = uint32_t(start / rows.vectors), o = uint32_t(start % rows.vectors);
   const uint32_t step_n = unsigned(threads) / rows.vectors, step_o = unsigned(threads) % rows.vectors;
-  for (int64_t base = 0; base < count; base += kBatch * threads) {
+  for (int base = 0; base < count; base += kBatch * threads) {
     Place places[kBatch];
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
@@ -91,8 +97,10 @@ struct Reader {
     const scalar_t* from = address(p);
     if (in_one(p, from)) return load_vector<kSize, Cache::kReadOnly>(from);
     Packet<scalar_t> packet;
-    for_each<kSize>(
-        [&](int j) { packet[j] = p.valid >> j & 1 ? load(from + j * stride_s) : convert<scalar_t>(0.0f); });
+    for_each<kSize>([&](int j) {
+      packet[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
+      from += stride_s;  // multiples of the stride would live in registers
+    });
     return packet;
   }
   // To shared memory, behind the thread's back where the address allows it.
@@ -125,29 +133,34 @@ FASTDL_DEVICE void write(void* output, const Place& p, const Values<scalar_t>& v
 // Channels of a pack ---------------------------------------------------------------------------------------
 
 // A vector of a pack lies in one channel, or in two neighbours. `first` is the channel of its octet's first
-// element, counted in the pack; elements from `boundary` on belong to the next.
+// element, counted in the pack; elements from `boundary` on belong to the next. A pack that is one channel
+// needs none of this.
 struct Split {
   int first, boundary;
 
-  template <int kSize>
-  FASTDL_DEVICE static Split of(const Place& p, int channels, int64_t s) {
-    if (channels == 1) return {0, kSize};
-    const int64_t octet = (p.at & ~int64_t(kOctet - 1)) - p.row;
-    const int first = octet <= 0 ? 0 : min(int(uint32_t(octet) / uint32_t(s)), channels - 1);
-    return {first, int((first + 1) * s - (p.at - p.row))};
+  template <bool kPacked, int kSize>
+  FASTDL_DEVICE static Split of(const Rows& rows, const Place& p, int channels, int64_t s) {
+    if (!kPacked) return {0, kSize};
+    const int at = int(p.at - rows.row_begin(p.n)), octet = int(p.at - p.at % kOctet - rows.row_begin(p.n));
+    const int first = octet <= 0 ? 0 : min(octet / int(s), channels - 1);
+    return {first, (first + 1) * int(s) - at};
   }
 };
 
 // The value of element j's channel.
-template <class T>
+template <bool kPacked, class T>
 struct Pick {
   T a, b;
   int boundary;
   FASTDL_DEVICE Pick(const T* table, Split split, int channels)
       : a(table[split.first]),
-        b(table[split.first + 1 < channels ? split.first + 1 : split.first]),
+        b(kPacked && split.first + 1 < channels ? table[split.first + 1] : a),
         boundary(split.boundary) {}
-  FASTDL_DEVICE const T& operator()(int j) const { return j < boundary ? a : b; }
+  FASTDL_DEVICE T operator()(int j) const {
+    T value = a;
+    if (kPacked && j >= boundary) value = b;
+    return value;
+  }
 };
 
 // Where the mask keeps octets: see mask_bytes.
@@ -242,39 +255,32 @@ FASTDL_DEVICE T published(const double* slot) {
 
 // The block's place in its team, and the team's among those in flight. A team's blocks are neighbours.
 struct Team {
+  static constexpr int kExchange = 3;  // doubles of a value that blocks exchange
+
+  const ChannelPlan& plan;
+  void* workspace;  // kGroup: an arrival counter a team, then two rounds' values a team
   int64_t index;
-  int rank, size;
-  Regime regime;
-  unsigned* arrivals = nullptr;  // kGroup: blocks of the team that have arrived, over all rounds
-  double* exchange = nullptr;    // kGroup: two rounds' values of the team
+  int rank;
   unsigned rounds = 0;
 
   FASTDL_DEVICE Team(const ChannelPlan& plan, void* workspace)
-      : index(int64_t(blockIdx.x) / plan.team),
-        rank(int(blockIdx.x % unsigned(plan.team))),
-        size(plan.team),
-        regime(plan.regime) {
-    if (regime != Regime::kGroup) return;
-    arrivals = static_cast<unsigned*>(workspace) + index;
-    exchange = reinterpret_cast<double*>(static_cast<char*>(workspace) + arrival_bytes(plan)) +
-               index * 2 * size * kExchange;
-  }
+      : plan(plan),
+        workspace(workspace),
+        index(blockIdx.x / unsigned(plan.team)),
+        rank(int(blockIdx.x % unsigned(plan.team))) {}
 
-  static constexpr int kExchange = 3;  // doubles of a value
   FASTDL_HOST_DEVICE static int64_t arrival_bytes(const ChannelPlan& plan) {
     return (plan.teams * int64_t(sizeof(unsigned)) + 15) / 16 * 16;
   }
   static int64_t workspace_bytes(const ChannelPlan& plan) {
-    return plan.regime == Regime::kGroup
-               ? arrival_bytes(plan) + plan.blocks() * 2 * kExchange * int64_t(sizeof(double))
-               : 0;
+    return arrival_bytes(plan) + plan.blocks() * 2 * kExchange * int64_t(sizeof(double));
   }
 
   // Reduces over the threads that hold a channel: of the block, whose warps share the pack's channels evenly,
   // and of the other blocks of the team. done(j, total) is called by one thread for channel j of the pack;
   // afterwards the block is synchronized.
   template <class T, class F, class Done>
-  FASTDL_DEVICE void reduce(int pack, T value, F merge, Done done) {
+  FASTDL_DEVICE void reduce(T value, F merge, Done done) {
     FASTDL_SHARED(partial, T[kMaxWarps]);
     FASTDL_SHARED(block_total, T);
     const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
@@ -285,38 +291,41 @@ struct Team {
       __syncthreads();
       if (warp == 0) value = lanes_reduce(lane < warps ? partial[lane] : T::none(), width, merge);
     };
-    over_warps(warps / pack);
-    if (regime == Regime::kCluster) {
+    over_warps(warps / plan.pack);
+    if (plan.regime == Regime::kCluster) {
       if (threadIdx.x == 0) block_total = value;
       ptx::cluster_sync();
-      if (warp == 0) value = lane < size ? *ptx::map_shared(&block_total, unsigned(lane)) : T::none();
+      if (warp == 0) value = lane < plan.team ? *ptx::map_shared(&block_total, unsigned(lane)) : T::none();
       if (warp == 0) value = lanes_reduce(value, kWarpSize, merge);
       ptx::cluster_arrive();  // leave() waits until nobody reads here any more
-    } else if (regime == Regime::kGroup) {
-      double* round = exchange + (rounds % 2) * size * kExchange;
+    } else if (plan.regime == Regime::kGroup) {
+      unsigned* arrivals = static_cast<unsigned*>(workspace) + index;
+      double* round = reinterpret_cast<double*>(static_cast<char*>(workspace) + arrival_bytes(plan)) +
+                      (2 * index + rounds % 2) * plan.team * kExchange;
       ++rounds;
       if (threadIdx.x == 0) {
         publish(round + rank * kExchange, value);
         __threadfence();
         atomicAdd(arrivals, 1u);
-        const unsigned all = rounds * unsigned(size);
+        const unsigned all = rounds * unsigned(plan.team);
         spin_until([&] { return *static_cast<volatile unsigned*>(arrivals) >= all; });
         __threadfence();
       }
       __syncthreads();
       value = T::none();
-      for (int i = int(threadIdx.x); i < size; i += int(blockDim.x)) {
+      for (int i = int(threadIdx.x); i < plan.team; i += int(blockDim.x)) {
         value = merge(value, published<T>(round + i * kExchange));
       }
       over_warps(warps);
     }
-    if (warp == 0 && lane < warps && lane % (warps / pack) == 0) done(lane / (warps / pack), value);
+    const int each = warps / plan.pack;
+    if (warp == 0 && lane < warps && lane % each == 0) done(lane / each, value);
     __syncthreads();
   }
 
   // Before the block ends.
   FASTDL_DEVICE void leave() const {
-    if (regime == Regime::kCluster) ptx::cluster_wait();
+    if (plan.regime == Regime::kCluster) ptx::cluster_wait();
   }
 };
 

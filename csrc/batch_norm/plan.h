@@ -31,7 +31,7 @@ struct ChannelPlan {
   uint32_t vectors;          // of a row of a pack, at most
   uint32_t channel_vectors;  // of a row of a channel, at most
   int64_t slots;             // vectors of a pack
-  int64_t share;             // vectors of a block
+  int32_t share;             // vectors of a block
   int64_t shared_bytes;
   int64_t blocks() const { return team * teams; }
 };
@@ -91,7 +91,7 @@ inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int opera
   const auto in_teams = [&](Regime regime, int64_t team, int64_t teams) {
     p.regime = regime, p.team = int32_t(team), p.teams = teams;
     const int64_t octet = kOctet / vector;  // the vectors of an octet stay together
-    p.share = ceil_div(ceil_div(p.slots, octet), team) * octet;
+    p.share = int32_t(ceil_div(ceil_div(p.slots, octet), team) * octet);
     const bool resident = regime != Regime::kApply && regime != Regime::kStream;
     p.shared_bytes = resident ? p.share * slot_bytes : 0;
     return p;
