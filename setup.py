@@ -62,8 +62,8 @@ os.chdir(Path(__file__).parent)
 os.environ.setdefault("MAX_JOBS", str(default_jobs()))
 cuda = cuda_home()
 common = ["-std=c++20", "-O3", "-g0", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
-cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas",
-       "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # as torch: sqrt vectorises, bits agree  # fmt: skip
+cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+cxx += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # as torch: sqrt vectorises, bits agree
 sources = ["csrc/module.cpp", *sorted(glob("csrc/*/cpu.cpp"))]
 link, library_dirs = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"], cpp_extension.library_paths()
 args = {"cxx": cxx}

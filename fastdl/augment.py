@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdl import _library
+from fastdl import _C, _library
 from fastdl.philox import philox
 
 CROPS = {None: 0, "random": 1, "resized": 2, "center": 3, "five": 4, "ten": 5}
@@ -216,3 +216,16 @@ augment = _library.define(
     fake=_augment_fake,
     reference=augment_reference,
 )
+
+
+def augment_array(images: np.ndarray[Any, Any], index: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Run the op on a NumPy array (N, H, W, C) of any strides, where it lies."""
+    if augment.run is not augment.overload:  # another backend than the compiled one: see _library.use
+        return augment(torch.from_numpy(images.copy()).permute(0, 3, 1, 2), index, *rest)  # type: ignore[no-any-return]
+    like = torch.empty((len(images), images.shape[3], 0, 0))
+    output, boxes = _augment_fake(like, index, *rest)
+    dtype, *last = rest[9:]
+    rows = None if index is None else index.numpy()
+    arguments = (*rest[:9], str(dtype).removeprefix("torch."), *last)
+    _C.augment_array(images, rows, *arguments, output.data_ptr(), boxes.data_ptr())
+    return output, boxes

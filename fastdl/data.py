@@ -11,5 +11,5 @@ from fastdl.compose import TenCrop as TenCrop
 from fastdl.compose import ToDtype as ToDtype
 from fastdl.prefetch import Prefetcher as Prefetcher
 from fastdl.resident import ResidentDataset as ResidentDataset
-from fastdl.resident import channel_stats as channel_stats
+from fastdl.stats import channel_stats as channel_stats
 from fastdl.transform import BatchTransform as BatchTransform

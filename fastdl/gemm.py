@@ -103,12 +103,12 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     float32 (float64 for float64). CPU tensors, integers and complex numbers take torch's own kernels.
     Raises RuntimeError as torch.matmul does.
     """
+    if out is not None or not (input.is_cuda or GEMM.run is not GEMM.overload):
+        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
     a, b = autocast(input), autocast(other)
     fits = (
         min(a.dim(), b.dim()) >= 1
         and a.size(-1) == b.size(-2 if b.dim() > 1 else -1)
         and all(x == y or 1 in (x, y) for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2])))
     )
-    if out is not None or not fits or not has_kernel(GEMM, a, b):
-        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
-    return _product(a, b)
+    return _product(a, b) if fits and has_kernel(GEMM, a, b) else torch.matmul(input, other)

@@ -11,6 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +81,30 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
     have = f"you have {capability[0]}.{capability[1]}"
     if not archs:
         return f"no: built without CUDA, {have}; install with nvcc at hand (FORCE_CUDA=1 pip install .)"
+    later = False
     for arch in archs.split(","):
         number, _, ptx = arch.partition("+")
-        major, minor = int(number.rstrip("af").split(".")[0]), int(number.rstrip("af").split(".")[1])
-        exact = number[-1].isalpha()  # 9.0a runs on 9.0 alone
+        major, minor = (int(digits) for digits in number.rstrip("af").split("."))
+        exact = number[-1].isalpha()  # 9.0a runs on 9.0 alone, its PTX too
         if (major, minor) == capability or (not exact and major == capability[0] and minor <= capability[1]):
             return f"yes: built for {archs}, {have}"
-        if ptx and not exact and (major, minor) <= capability:
-            return f"yes, compiled by the driver at first use: built for {archs}, {have}"
+        later |= bool(ptx) and not exact and (major, minor) <= capability
+    if later:
+        return f"yes, compiled by the driver at first use: built for {archs}, {have}"
     return f"no: built for {archs}, {have}; rebuild with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
 
 
-def _samples(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Return a small call of every public part; what it runs is the path that this machine takes."""
-    x, image = torch.randn(8, 4, device=device), torch.randn(2, 4, 3, 3, device=device)
+def samples(device: torch.device, *, gradients: bool = False) -> dict[str, Callable[[], Any]]:
+    """Return a small call of every public part, of sizes that no vector width divides.
+
+    What such a call runs is the path that this machine takes; `gradients` makes its inputs require them.
+    """
+    x = torch.randn(7, 13, device=device, requires_grad=gradients)
+    image = torch.randn(3, 5, 7, 7, device=device, requires_grad=gradients)
     nn, functional = _part("nn"), _part("functional")
 
     def step(name: str) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(4, device=device))
+        parameter = torch.nn.Parameter(torch.zeros(131, device=device))
         parameter.grad = torch.ones_like(parameter)
         getattr(_part("optim"), name)([parameter], lr=0.1).step()
 
@@ -111,14 +118,14 @@ def _samples(device: torch.device) -> dict[str, Callable[[], Any]]:
     return {
         "dropout": lambda: functional.dropout(x, 0.5),
         "dropout + residual": lambda: functional.dropout(x, 0.5, residual=x),
-        "batch_norm (N, C)": module("BatchNorm1d", 4),
-        "batch_norm (N, C, H, W)": module("BatchNorm2d", 4, input=image),
-        "batch_norm + relu": module("BatchNorm2d", 4, input=image, activation="relu"),
-        "linear": module("Linear", 4, 3),
-        "linear + gelu": module("Linear", 4, 3, activation="gelu"),
-        "matmul": lambda: fastdl.matmul(x, x.T),  # type: ignore[attr-defined]
+        "batch_norm (N, C)": module("BatchNorm1d", 13),
+        "batch_norm (N, C, H, W)": module("BatchNorm2d", 5, input=image),
+        "batch_norm + relu": module("BatchNorm2d", 5, input=image, activation="relu"),
+        "linear": module("Linear", 13, 11),
+        "linear + gelu": module("Linear", 13, 11, activation="gelu"),
+        "matmul": lambda: fastdl.matmul(x, x.T),
         "initialize": lambda: _part("init").initialize(torch.nn.Linear(4, 4).to(device)),
-        **{name: (lambda name=name: step(name)) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
+        **{name: partial(step, name) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
         "BatchTransform": batch,
     }
 
@@ -132,7 +139,7 @@ class _Recorder(TorchDispatchMode):
     """Keeps the names of the ops that run, fastdl's apart from torch's."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ours: list[str] = []
         self.others: list[str] = []
 
@@ -165,7 +172,20 @@ def _path(sample: Callable[[], Any], key: str) -> str:
     return "; ".join(paths)
 
 
-_PLUMBING = ("detach", "empty", "view", "t", "clone", "_to_copy", "zeros", "ones", "arange", "alias")
+_PLUMBING = (
+    "detach",
+    "empty",
+    "view",
+    "t",
+    "clone",
+    "_to_copy",
+    "zeros",
+    "ones",
+    "arange",
+    "alias",
+    "uniform_",
+    "permute",
+)
 
 
 def _ops(device: torch.device) -> dict[str, str]:
@@ -173,7 +193,7 @@ def _ops(device: torch.device) -> dict[str, str]:
     result = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # falling back is what is being reported
-        for name, sample in _samples(device).items():
+        for name, sample in samples(device).items():
             try:
                 result[name] = _path(sample, "CUDA" if device.type == "cuda" else "CPU")
             except Exception as error:

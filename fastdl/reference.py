@@ -1,5 +1,7 @@
 """The published formula of every op in a few lines of torch: float64, any device, no cleverness."""
 
+from fastdl.batch_norm import batch_norm_backward_reference as batch_norm_backward_reference
+from fastdl.batch_norm import batch_norm_reference as batch_norm_reference
 from fastdl.dropout import dropout_backward_reference as dropout_backward_reference
 from fastdl.dropout import dropout_reference as dropout_reference
 from fastdl.gemm import matmul_reference as matmul_reference

@@ -4,78 +4,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastdl.augment import CROPS, PADDING_MODES, augment
+from fastdl.augment import CROPS, PADDING_MODES, augment, augment_array
+from fastdl.images import DTYPES, as_images, as_index, check_labels, split_pair
 from fastdl.philox import philox
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 WORKER_STREAM = 128  # of philox, for the seeds of DataLoader workers
 
 
 def _signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
-
-
-def split_pair(op: str, batch: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Part (images, labels) into images and (labels,), a batch without labels into it and ()."""
-    if not isinstance(batch, (tuple, list)):
-        return batch, ()
-    if len(batch) != 2:
-        raise TypeError(f"{op}: takes images, or a pair (images, labels), got a {type(batch).__name__} of {len(batch)}")
-    return batch[0], (batch[1],)
-
-
-def as_images(op: str, images: Any) -> tuple[Tensor, torch.dtype]:
-    """Return images as a (N, C, H, W) uint8 or float32 tensor, without copying where possible, and their dtype."""
-    kind = type(images).__name__
-    if isinstance(images, np.ndarray):
-        if images.ndim == 4 and images.dtype.kind in "uf":
-            if not images.flags.writeable or any(s < 0 or s % images.itemsize for s in images.strides):
-                images = images.copy()
-            images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    elif not isinstance(images, Tensor) or kind in ("BoundingBoxes", "Mask", "KeyPoints", "Video"):
-        raise TypeError(f"{op}: images must be a (N, C, H, W) tensor or a (N, H, W, C) NumPy array, got {kind}; "
-                        "boxes, masks and dictionaries are not transformed")  # fmt: skip
-    if images.ndim != 4:
-        raise ValueError(f"{op}: expected 4D images (got {images.ndim}D {kind}): (N, C, H, W) tensors or (N, H, W, C) "
-                         "arrays; a single image needs a batch dimension, images[None]")  # fmt: skip
-    if images.dtype not in (torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        raise TypeError(f"{op}: images must be uint8 or floating, got {images.dtype}")
-    if 0 in images.shape[1:]:
-        raise ValueError(f"{op}: images must have pixels, got shape {tuple(images.shape)}")
-    if images.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(f"{op}: images require grad, but no gradient passes augmentation; call .detach() first")
-    dtype = images.dtype if images.dtype in DTYPES else torch.float32
-    return images.detach() if dtype == torch.uint8 else images.detach().float(), dtype
-
-
-def as_index(index: Any, images: Tensor) -> Tensor:
-    """Return an index vector as int64 on the images' device; what lies on the host is checked."""
-    rows = torch.as_tensor(index)
-    if rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32):
-        if rows.numel():
-            raise ValueError(f"BatchTransform: index must be a vector of whole numbers, got {rows.dtype} of shape "
-                             f"{tuple(rows.shape)}")  # fmt: skip
-        rows = rows.reshape(0)
-    if rows.numel() and rows.device.type == "cpu" and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):
-        raise IndexError(f"BatchTransform: index must lie in [0, {len(images)}), got values from {int(rows.min())} to "
-                         f"{int(rows.max())}")  # fmt: skip
-    return rows.to(images.device, torch.int64)
-
-
-def check_labels(op: str, labels: tuple[Any, ...], n: int) -> None:
-    """Raise TypeError unless labels are one value an image."""
-    for value in labels:
-        shape = tuple(np.shape(value)) if not isinstance(value, dict) else None
-        if shape != (n,):
-            raise TypeError(
-                f"{op}: labels must be one value an image, shape ({n},), got {type(value).__name__}"
-                f"{f' of shape {shape}' if shape else ''}; boxes and masks are not transformed"
-            )
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
@@ -195,13 +136,14 @@ class BatchTransform:
         """
         images, labels = split_pair("BatchTransform", images)
         input, dtype = as_images("BatchTransform", images)
-        rows = None if index is None else as_index(index, input)
+        run: Any = augment if isinstance(input, Tensor) else augment_array
+        rows = None if index is None else as_index("BatchTransform", index, input)
         n = input.shape[0] if rows is None else rows.shape[0]
         check_labels("BatchTransform", labels, n)
-        channels, height, width = input.shape[1:]
+        channels, height, width = input.shape[1:] if run is augment else [input.shape[i] for i in (3, 1, 2)]
         size, last = self._check_size(height, width), self.memory_format == torch.channels_last
         mean, std = (self._per_channel(name, channels) for name in ("mean", "std"))
-        output, boxes = augment(
+        output, boxes = run(
             input, rows, CROPS[self.crop], size, self.padding, PADDING_MODES[self.padding_mode], self.hflip, self.scale,
             self.ratio, mean, std, self.dtype or dtype, last, self._key(), self.counter,
         )  # fmt: skip

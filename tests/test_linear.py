@@ -24,6 +24,7 @@ CASES = {
     "vector": ((), 19, 29),
     "batch": ((2, 3, 5), 8, 24),
     "blocks": ((40,), 16, 33),
+    "tall": ((150,), 3, 7),  # column sums of more than one partial
     "no-rows": ((0,), 19, 29),
     "no-depth": ((4,), 0, 5),
     "no-columns": ((4,), 5, 0),

@@ -39,10 +39,7 @@ FASTDL_INLINE void store(float value, Half* to) {
   to->x = uint16_t(result | (sign >> 16));
 }
 
-FASTDL_INLINE void store(float value, uint8_t* to) {  // 255 * [0, 1]; NaN gives 0
-  const float clamped = value > 0 ? (value < 255 ? value : 255.f) : 0.f;
-  *to = uint8_t(int32_t(add(clamped, 8388608.f) - 8388608.f));  // beyond 2^23 floats are whole: rounds
-}
+FASTDL_INLINE void store(float value, uint8_t* to) { *to = to_byte(value); }
 
 // kByte: values are 0…255 (uint8 images, or their interpolation).
 template <bool kByte, class In, class Out>

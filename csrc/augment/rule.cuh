@@ -81,13 +81,13 @@ FASTDL_HOST_DEVICE Box draw_resized(const Plan& plan, uint64_t seed, uint64_t k)
 }
 
 // round(x / 2), halves to even, as Python's.
-FASTDL_HOST_DEVICE int32_t half(int32_t x) { return x / 2 + (x % 4 == 3); }
+FASTDL_HOST_DEVICE int32_t rounded_half(int32_t x) { return x / 2 + (x % 4 == 3); }
 
 // The parameters of sample k; copy < plan.copies picks one of its five or ten crops.
 FASTDL_HOST_DEVICE Box draw(const Plan& plan, uint64_t seed, uint64_t k, int copy) {
   const int32_t down = plan.in_height + plan.pad_top + plan.pad_bottom - plan.height;
   const int32_t right = plan.in_width + plan.pad_left + plan.pad_right - plan.width;
-  Box box{half(down), half(right), plan.height, plan.width, 0};
+  Box box{rounded_half(down), rounded_half(right), plan.height, plan.width, 0};
   Philox4 r{};
   if (plan.hflip || plan.crop == Crop::kRandom) r = philox(seed, k, kStream);
   if (plan.crop == Crop::kRandom) {
@@ -158,6 +158,28 @@ FASTDL_HOST_DEVICE float normalize(float x, const Channel& c, bool from_uint8) {
 #else
   return (x - c.bias) / c.high;
 #endif
+}
+
+// 0…255, rounded to even and saturated; NaN gives 0.
+FASTDL_HOST_DEVICE uint8_t to_byte(float value) {
+  const float clamped = value > 0 ? (value < 255 ? value : 255.f) : 0.f;
+  return uint8_t(int32_t(add(clamped, 8388608.f) - 8388608.f));  // beyond 2^23 floats are whole: rounds
+}
+
+// The pixels that positions [begin, begin + length) of a padded line show: [first, last).
+struct Span {
+  int32_t first, last;
+  FASTDL_HOST_DEVICE int32_t size() const { return last - first; }
+};
+FASTDL_HOST_DEVICE Span covered(int32_t begin, int32_t length, int32_t size, Padding padding) {
+  const int32_t end = begin + length - 1;  // inclusive
+  if (padding == Padding::kConstant) {
+    const int32_t first = begin > 0 ? begin : 0, last = (end < size - 1 ? end : size - 1) + 1;
+    return {first, last > first ? last : first};
+  }
+  const int32_t a = source(begin, size, padding), b = source(end, size, padding);
+  const bool low = begin <= 0 && end >= 0, high = begin <= size - 1 && end >= size - 1;
+  return {low ? 0 : (a < b ? a : b), (high ? size - 1 : (a > b ? a : b)) + 1};
 }
 
 }  // namespace fastdl::augment

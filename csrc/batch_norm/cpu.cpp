@@ -1,6 +1,9 @@
 // batch_norm on CPU tensors: chunks of rows and channels over threads. Chunks depend on sizes only, so the
 // same bits come out of any number of threads.
 #include <tuple>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "batch_norm/cpu_types.h"
 #include "batch_norm/layout.h"
@@ -13,16 +16,17 @@
 #undef FASTDL_ISA
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTDL_X86
+#define FASTDL_F16C                       // the target pragma does not define __F16C__
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
 #pragma GCC push_options
-#pragma GCC target("arch=haswell")
-#define FASTDL_ISA haswell
+#pragma GCC target("avx2,fma,bmi2,f16c")
+#define FASTDL_ISA avx2
 #include "batch_norm/cpu_rows.h"
 #undef FASTDL_ISA
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("arch=skylake-avx512")
-#define FASTDL_ISA skylake
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2,f16c")
+#define FASTDL_ISA avx512
 #include "batch_norm/cpu_rows.h"
 #undef FASTDL_ISA
 #pragma GCC pop_options
@@ -88,8 +92,9 @@ const Rows<scalar_t>& best_rows() {
 #if defined(FASTDL_X86)
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw"))
-      return skylake::rows<scalar_t>();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return haswell::rows<scalar_t>();
+      return avx512::rows<scalar_t>();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+      return avx2::rows<scalar_t>();
 #endif
     return baseline::rows<scalar_t>();
   }();

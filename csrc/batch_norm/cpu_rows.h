@@ -99,8 +99,8 @@ FASTDL_LANES auto load_row(const scalar_t* p, int n) {
 }
 template <class acc_t>
 FASTDL_LANES Lanes<acc_t> load_constants(const Constants<acc_t>& k, int64_t i, int n) {
-  return {load_row(&k.hi[i], n), load_row(&k.lo[i], n), load_row(&k.invstd[i], n), load_row(&k.scale[i], n),
-          load_row(&k.bias[i], n)};
+  return {load_row(k.hi.data() + i, n), load_row(k.lo.data() + i, n), load_row(k.invstd.data() + i, n),
+          load_row(k.scale.data() + i, n), load_row(k.bias.data() + i, n)};
 }
 
 // Zero where dropout drops one of eight neighbours of a row.
@@ -154,17 +154,23 @@ FASTDL_LANES void store_row(scalar_t* p, V values, int n) {
   }
 }
 
+// Calls body(i, n) for eight lanes at a time; n is a compile-time 8 but for the last call.
+template <class Body>
+FASTDL_LANES void for_lanes(int64_t i, int64_t stop, Body&& body) {
+  for (; i + kLanes <= stop; i += kLanes) body(i, std::integral_constant<int, kLanes>{});
+  if (i < stop) body(i, int(stop - i));
+}
+
 // output of the elements [begin, end) in memory order.
 template <bool kLast, bool kPlain, class scalar_t>
 void forward_range(const Operands<scalar_t>& o, const View& v, scalar_t* output, int64_t begin, int64_t end) {
   for (int64_t e = begin; e < end;) {
     const int64_t row = e / v.length, first = e % v.length, stop = std::min(v.length, first + end - e);
     auto k = splat_constants(o.constants, kLast ? 0 : row % v.C);
-    for (int64_t i = first; i < stop; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, stop - i));
+    for_lanes(first, stop, [&](int64_t i, auto n) __attribute__((always_inline)) {
       if constexpr (kLast) k = load_constants(o.constants, i, n);
       store_row(output + row * v.length + i, forward_lanes<kPlain>(o, v, k, row, i, n), n);
-    }
+    });
     e += stop - first;
   }
 }
@@ -204,8 +210,7 @@ void row_sums(const Operands<scalar_t>& o, const View& v, int64_t begin, int64_t
   std::fill(dot, dot + v.length, 0.0);
   for (int64_t r = begin; r < end; r += kRows) {
     const int64_t stop = std::min(r + kRows, end);
-    for (int64_t i = 0; i < v.length; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, v.length - i));
+    for_lanes(0, v.length, [&](int64_t i, auto n) __attribute__((always_inline)) {
       const auto k = load_constants(o.constants, i, n);
       D s = load_row(sum + i, n), d = load_row(dot + i, n);
       for (int64_t row = r; row < stop; ++row) {
@@ -214,7 +219,7 @@ void row_sums(const Operands<scalar_t>& o, const View& v, int64_t begin, int64_t
         s += to_double(g), d += to_double(g * normalized);
       }
       store_row(sum + i, s, n), store_row(dot + i, d, n);
-    }
+    });
   }
 }
 
@@ -227,16 +232,15 @@ void backward_range(const Operands<scalar_t>& o, const View& v, const Gradients<
     const int64_t c = kLast ? 0 : row % v.C, base = row * v.length;
     auto k = splat_constants(o.constants, c);
     V a = splat<V>(to.a[c]), b = splat<V>(to.b[c]), normalized;
-    for (int64_t i = first; i < stop; i += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, stop - i));
+    for_lanes(first, stop, [&](int64_t i, auto n) __attribute__((always_inline)) {
       if constexpr (kLast) {
         k = load_constants(o.constants, i, n);
-        a = load_row(&to.a[i], n), b = load_row(&to.b[i], n);
+        a = load_row(to.a.data() + i, n), b = load_row(to.b.data() + i, n);
       }
       const V g = backward_lanes<kPlain>(o, v, k, row, i, n, &normalized);
       if (to.residual) store_row(to.residual + base + i, g, n);
       if (to.input) store_row(to.input + base + i, (g - a - normalized * b) * k.scale, n);
-    }
+    });
     e += stop - first;
   }
 }

@@ -35,10 +35,14 @@ FASTDL_LANES F load(const torch::headeronly::BFloat16* p) {
 }
 // Exponent and mantissa move up; a product with 2^112 rebiases, subnormals included.
 FASTDL_LANES F load(const torch::headeronly::Half* p) {
+#if defined(FASTDL_F16C)
+  return F(_mm256_cvtph_ps(raw_load<__m128i>(p)));
+#else
   const U h = __builtin_convertvector(raw_load<Vec<uint16_t>>(p), U);
   const U magnitude = U(F((h & 0x7fffu) << 13) * 0x1p112f);
   const U special = U((h & 0x7c00u) == 0x7c00u) & 0x7f800000u;
   return F(magnitude | special | (h & 0x8000u) << 16);
+#endif
 }
 
 FASTDL_LANES void store(float* p, F v) { std::memcpy(p, &v, sizeof(v)); }
@@ -51,6 +55,10 @@ FASTDL_LANES void store(torch::headeronly::BFloat16* p, F v) {
 }
 // Round to nearest even by an addition whose ulp is fp16's at this magnitude.
 FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
+#if defined(FASTDL_F16C)
+  const __m128i out = _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &out, sizeof(out));
+#else
   const U bits = U(v), sign = bits & 0x80000000u, magnitude = bits ^ sign;
   const F capped = (F(magnitude) * 0x1p112f) * 0x1p-110f;  // beyond fp16 becomes infinity
   U bias = (magnitude << 1) & 0xff000000u;
@@ -62,6 +70,7 @@ FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
   const U half = (sign >> 16) | (number & ~nan) | (nan & 0x7e00u);
   const Vec<uint16_t> out = __builtin_convertvector(half, Vec<uint16_t>);
   std::memcpy(p, &out, sizeof(out));
+#endif
 }
 
 // The first n lanes; the others hold fill.

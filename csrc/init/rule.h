@@ -39,12 +39,24 @@ FASTDL_HOST_DEVICE double times_plus(double a, double b, double c) {
 #endif
 }
 
+// sqrt(|x|); a root that cannot fail vectorizes.
 FASTDL_HOST_DEVICE float root(float x) {
 #if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(x);
+  return __fsqrt_rn(fabsf(x));
 #else
-  return __builtin_sqrtf(x);
+  return __builtin_sqrtf(__builtin_fabsf(x));
 #endif
+}
+
+// condition ? a : b on bits: compilers turn the plain form into a branch, and the loop stays scalar.
+FASTDL_HOST_DEVICE float select(bool condition, float a, float b) {
+  uint32_t bits_a, bits_b;
+  std::memcpy(&bits_a, &a, 4);
+  std::memcpy(&bits_b, &b, 4);
+  const uint32_t mask = 0u - uint32_t(condition), bits = (bits_a & mask) | (bits_b & ~mask);
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
 }
 
 // log(x) for normal x > 0: exponent and mantissa in [sqrt(1/2), sqrt(2)), minimax polynomial of log(1 + f) /
@@ -84,7 +96,7 @@ FASTDL_HOST_DEVICE float two_sided_quantile(float t) {
   centre = times_plus(centre, c, -0.005908171f);
   centre = times_plus(centre, c, 0.34880266f);
   centre = times_plus(centre, c, 2.1233137f);
-  const float s = root(w < 0.f ? 0.f : w) - 3.5f;
+  const float s = root(w) - 3.5f;
   float tail = -0.00023958084f;
   tail = times_plus(tail, s, 0.0007984053f);
   tail = times_plus(tail, s, -0.0010966052f);
@@ -93,7 +105,7 @@ FASTDL_HOST_DEVICE float two_sided_quantile(float t) {
   tail = times_plus(tail, s, 0.0046693156f);
   tail = times_plus(tail, s, 1.4246262f);
   tail = times_plus(tail, s, 4.7170877f);
-  return (1.f - t) * (w < 5.f ? centre : tail);
+  return (1.f - t) * select(w < 5.f, centre, tail);
 }
 
 // Uniform on (0, 1): midpoints of 2^23 cells, exact in float32 and symmetric about 1/2.
@@ -104,7 +116,7 @@ FASTDL_HOST_DEVICE float unit_uniform(uint32_t word) {
 // Standard normal: 31 bits of tail probability and one of sign; |z| <= 6.3.
 FASTDL_HOST_DEVICE float standard_normal(uint32_t word) {
   const float z = two_sided_quantile((float(int32_t(word >> 1)) + 0.5f) * 4.656613e-10f);
-  return word & 1 ? -z : z;
+  return select(word & 1, -z, z);
 }
 
 // Standard normal between the quantiles of probability low and high.
@@ -112,7 +124,7 @@ FASTDL_HOST_DEVICE float truncated_normal(uint32_t word, float low, float high) 
   const float p = times_plus(high - low, unit_uniform(word), low);
   const float t = 2.f * (p < 0.5f ? p : 1.f - p);
   const float z = two_sided_quantile(t < 2.3283064e-10f ? 2.3283064e-10f : t);
-  return p < 0.5f ? -z : z;
+  return select(p < 0.5f, -z, z);
 }
 
 // acc_t: double for float64 tensors, else float.

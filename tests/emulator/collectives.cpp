@@ -26,6 +26,7 @@ bool same(Site a, Site b) { return a.line == b.line && !strcmp(a.file, b.file); 
 void arrive(Barrier& barrier, int expected, bool wait, Wait kind, int id, bool whole_block, Site site) {
   if (barrier.arrived == 0) {
     barrier.expected = expected;
+    barrier.whole_block = whole_block;
     barrier.site = site;
   }
   const Site first = barrier.site;
@@ -192,7 +193,7 @@ void warpgroup_collective(int operation, void* payload, Complete complete_functi
   }
 }
 
-// Shuffles and votes ---------------------------------------------------------------------------------------
+// Shuffles and votes ------------------------------------------------------------------------------
 namespace {
 
 struct ShufflePayload {
@@ -280,7 +281,7 @@ uint64_t vote(uint32_t mask, uint64_t value, Vote kind, Site site) {
   return payload.out;
 }
 
-// Memory order ---------------------------------------------------------------------------------------------
+// Memory order ------------------------------------------------------------------------------------
 void fence(Scope) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   if (race) race->fence(current);

@@ -42,6 +42,7 @@ struct Clock;  // race.cpp
 struct Barrier {
   int arrived = 0, expected = 0, count = 0, result = 0;
   unsigned phase = 0;
+  bool whole_block = false;
   Site site;
   std::vector<Fiber*> waiters, members;  // members: everyone of this phase, arrivals without waiting too
   Clock *arriving = nullptr, *completed = nullptr;  // cluster barriers: arrival and wait are apart

@@ -137,7 +137,7 @@ void on_exit(Fiber* fiber) {
   warp.exited |= 1u << fiber->lane;
   complete_without(warp);
   for (const Barrier& barrier : block.barriers) {
-    if (barrier.arrived && barrier.expected == int(block.threads)) {
+    if (barrier.arrived && barrier.whole_block) {
       fail(barrier.site, "a thread exits while %d threads of its block wait at this barrier",
            barrier.arrived);
     }

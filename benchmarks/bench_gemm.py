@@ -1,0 +1,92 @@
+"""matmul and the fused Linear against torch: squares, layers of known networks, skinny, deep and prime shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from protocol import call, cases, compiled, gradients, randn
+
+import fastdl.functional
+from fastdl.activation import activate
+
+# M, N, K of output (M, N) = input (M, K) weight (N, K)^T
+LAYERS = {
+    "resnet-fc": (256, 1000, 2048),
+    "bert-mlp": (4096, 3072, 768),
+    "bert-out": (4096, 768, 3072),
+    "vit-mlp": (12608, 3072, 768),
+    "gpt2-attention": (8192, 2304, 768),
+    "gpt2-mlp": (8192, 3072, 768),
+    "skinny": (16, 4096, 4096),
+    "row": (1, 4096, 4096),
+    "prime": (2039, 2053, 1031),
+}
+SMALL = {"small": (128, 256, 256), "wide": (256, 1024, 256), "prime": (127, 131, 257)}
+SIZES = cases(cpu=SMALL, cuda=LAYERS)
+DTYPES = cases(cpu=[torch.float32], cuda=[torch.bfloat16, torch.float32])
+
+
+def product_bytes(m, n, k, dtype):
+    return (m * k + n * k + m * n) * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", cases(cpu=[64, 256, 512], cuda=[2**k for k in range(8, 15)]))
+def test_square(compare, n, dtype):
+    """The course's example: on CPU tensors fastdl.matmul is torch's kernel, so the rows show its overhead."""
+    compare(
+        op="matmul",
+        shape=(n, n, n),
+        dtype=dtype,
+        operands=lambda: [randn(n, n, dtype=dtype), randn(n, n, dtype=dtype)],
+        arms={"fastdl": call(fastdl.matmul), "torch": call(torch.matmul), "compile": call(compiled(torch.matmul))},
+        bytes=product_bytes(n, n, n, dtype),
+        flops=2 * n**3,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", cases(cpu=[(64, 64, 8192)], cuda=[(768, 3072, 65536), (1024, 1024, 131072)]))
+def test_weight_gradient(compare, shape, dtype):
+    """Deep K, both operands transposed: grad_output (K, M), input (K, N)."""
+    m, n, k = shape
+    compare(
+        op="matmul",
+        shape=shape,
+        dtype=dtype,
+        operands=lambda: [randn(k, m, dtype=dtype), randn(k, n, dtype=dtype)],
+        arms={
+            "fastdl": call(lambda a, b: fastdl.matmul(a.mT, b)),
+            "torch": call(lambda a, b: a.mT @ b),
+            "compile": call(compiled(lambda a, b: a.mT @ b)),
+        },
+        bytes=product_bytes(m, n, k, dtype),
+        flops=2 * m * n * k,
+        layout="transposed",
+    )
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", list(SIZES))
+@pytest.mark.parametrize(("activation", "p"), [(None, 0.0), ("gelu", 0.0), ("relu", 0.1)])
+def test_linear(compare, layer, activation, p, dtype, direction):
+    """dropout(activation(linear(input))); backward gives all three gradients."""
+    m, n, k = SIZES[layer]
+
+    def ours(x, w, b):
+        return fastdl.functional.linear(x, w, b, activation=activation, dropout=p)
+
+    def theirs(x, w, b):
+        return F.dropout(activate(F.linear(x, w, b), activation), p)
+
+    arm, products = (call, 1) if direction == "forward" else (gradients, 2)
+    compare(
+        op=f"linear {activation or 'plain'}" + (f" dropout {p}" if p else ""),
+        shape=(m, n, k),
+        dtype=dtype,
+        operands=lambda: [randn(m, k, dtype=dtype), randn(n, k, dtype=dtype), randn(n, dtype=dtype)],
+        arms={"fastdl": arm(ours), "torch": arm(theirs), "compile": arm(compiled(theirs))},
+        bytes=products * product_bytes(m, n, k, dtype),
+        flops=products * 2 * m * n * k,
+        direction=direction,
+    )
