@@ -127,7 +127,8 @@ class Clocks:
 
     def _read_nvml(self) -> dict[str, Any]:
         nvml, handle = self._nvml, self._handle
-        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")  # new, old
+        reasons = next(getattr(nvml, name) for name in names if hasattr(nvml, name))(handle)
         return {
             "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "power_w": nvml.nvmlDeviceGetPowerUsage(handle) / 1000,

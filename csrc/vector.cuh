@@ -4,8 +4,7 @@
 
 namespace fastdl {
 
-// Conversions
-// ------------------------------------------------------------------------------------------------
+// Conversions -------------------------------------------------------------------------------------
 // convert<to_t>(x), rounding to nearest; 16-bit types go through float (double to 16 bits: rounded once).
 template <class to_t, class from_t>
 FASTDL_DEVICE to_t convert(from_t x) {
@@ -31,8 +30,8 @@ FASTDL_DEVICE to_t convert(from_t x) {
   }
 }
 
-// Vectors
-// ---------------------------------------------------------------------------------------------------- kCount
+// Vectors -----------------------------------------------------------------------------------------
+// kCount
 // elements that travel together: up to 16 bytes in one access, aligned to their size.
 template <class scalar_t, int kCount>
 struct alignas(sizeof(scalar_t) * kCount < 16 ? sizeof(scalar_t) * kCount : 16) Vector {
@@ -145,8 +144,8 @@ FASTDL_DEVICE Vector<to_t, kCount> convert_vector(const Vector<from_t, kCount>& 
   return to;
 }
 
-// Unaligned ranges
-// ------------------------------------------------------------------------------------------- Splits n
+// Unaligned ranges --------------------------------------------------------------------------------
+// Splits n
 // elements from `address` into single elements [0, head), whole vectors, and a tail [tail, n).
 struct Split {
   int64_t head, vectors, tail;

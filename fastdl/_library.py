@@ -15,7 +15,7 @@ import torch
 
 try:
     # Before any schema: a library built for another torch then raises here instead of aborting the process later.
-    from fastdl import _C
+    from fastdl import _C as _C
 except ImportError as error:
     raise ImportError(
         f"fastdl: the compiled library cannot be loaded ({error}). Build it for this torch ({torch.__version__}) "

@@ -8,7 +8,6 @@ A dropped element is zero whatever it was, and so is its gradient. torch multipl
 turns infinity into NaN.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -51,6 +50,7 @@ def _scale(p: float) -> float:
 
 
 def _dropout_in_place_reference(input: Tensor, *args: Any) -> None:
+    """Write dropout_reference(input, ...) over the input."""
     input.copy_(dropout_reference(input, *args))
 
 
@@ -103,9 +103,7 @@ class _DropoutInPlace(torch.autograd.Function):
     """The same on the input's own memory; activations, which would need the overwritten input, are not taken."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, group: int
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, residual: Tensor | None, seed: Tensor, p: float, group: int) -> Tensor:
         ctx.p, ctx.group = p, group
         ctx.mark_dirty(input)
         ctx.save_for_backward(seed)
@@ -158,7 +156,8 @@ def _run_in_place(
 ) -> Tensor:
     needs_grad = _needs_grad(input, residual)
     if _transformed() or torch.compiler.is_compiling() or (needs_grad and (activation is not None or input._is_view())):
-        return input.copy_(_run(input, residual, seed, p, activation, group))  # torch's own rules for views
+        source = input if activation is None else input.clone()  # backward needs what is overwritten here
+        return input.copy_(_run(source, residual, seed, p, activation, group))  # torch's own rules for views
     if needs_grad:
         output: Tensor = _DropoutInPlace.apply(input, residual, seed, p, group)  # type: ignore[no-untyped-call]
         return output
@@ -188,9 +187,9 @@ def dropout(
 
     Raises ValueError for p outside [0, 1] or an unknown activation, RuntimeError for a residual of another shape.
     """
-    _check_probability(p)
+    check_probability(p)
     check_activation("dropout", activation)
-    if not _is_ours(input):
+    if not is_ours(input):
         if activation is not None or residual is not None:
             kind = str(input.dtype).removeprefix("torch.") if isinstance(input, Tensor) else type(input).__name__
             raise NotImplementedError(f'"dropout" not implemented for {kind!r} with an activation or a residual')
@@ -200,100 +199,38 @@ def dropout(
             f"dropout: residual must have the input's shape {tuple(input.shape)}, got {tuple(residual.shape)}; "
             "expand or reshape it first"
         )
-    return _apply(input, p if training else 0.0, inplace, activation, residual, 1)
+    return apply(input, p if training else 0.0, inplace, activation, residual, 1)
 
 
-def _apply(
+def apply(
     input: Tensor, p: float, inplace: bool, activation: str | None, residual: Tensor | None, group: int
 ) -> Tensor:
+    """Return dropout of checked arguments; `group` consecutive elements share a decision."""
     if p == 0 and activation is None and residual is None:
         return input
     if inplace and input.is_leaf and _needs_grad(input):  # before a seed is drawn
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+    if inplace and any(n > 1 and s == 0 for n, s in zip(input.shape, input.stride())):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+            "Please clone() the tensor before performing the operation."
+        )
     if residual is not None and residual.dtype != input.dtype:  # torch's type promotion
-        output = _apply(input, p, inplace, activation, None, group)
+        output = apply(input, p, inplace, activation, None, group)
         return output.add_(residual) if inplace else output + residual
     seed = new_seed(input.device) if 0 < p < 1 else torch.zeros(1, dtype=torch.int64, device=input.device)
     return (_run_in_place if inplace else _run)(input, residual, seed, p, activation, group)
 
 
-def _check_probability(p: float) -> None:
-    if not 0.0 <= p <= 1.0:
+def check_probability(p: float) -> None:
+    """Raise torch's ValueError for p outside [0, 1]."""
+    if p < 0.0 or p > 1.0 or p != p:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
-def _is_ours(input: Any) -> bool:
+def is_ours(input: Any) -> bool:
     """Whether our ops take this input; whatever else there is (integers, sparse, no tensor) torch answers."""
     return isinstance(input, Tensor) and input.dtype in _DTYPES and input.layout == torch.strided
-
-
-def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero whole channels of an (N, C, L) or (C, L) input; counterpart of `torch.nn.functional.dropout1d`.
-
-    Raises ValueError for p outside [0, 1], RuntimeError for other dimensions.
-    """
-    _check_probability(p)
-    if input.dim() not in (2, 3):
-        raise RuntimeError(
-            f"dropout1d: Expected 2D or 3D input, but received a {input.dim()}D input. Note that dropout1d exists to "
-            "provide channel-wise dropout on inputs with 1 spatial dimension, a channel dimension, and an optional "
-            "batch dimension (i.e. 2D or 3D inputs)."
-        )
-    return _feature_dropout(F.dropout1d, input, p, training, inplace, 2 if input.dim() == 3 else 1)
-
-
-def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero whole channels of an (N, C, H, W) input; counterpart of `torch.nn.functional.dropout2d`.
-
-    As torch does, takes 3 dimensions for (N, C, L) with a warning, and warns of other dimensions. Raises ValueError
-    for p outside [0, 1], RuntimeError for fewer than 2 dimensions.
-    """
-    _check_probability(p)
-    if input.dim() not in (3, 4):
-        warnings.warn(_deprecated("dropout2d", input.dim(), 2), stacklevel=2)
-    if input.dim() == 3:
-        warnings.warn(
-            "dropout2d: Received a 3D input to dropout2d and assuming that channel-wise 1D dropout behavior is desired "
-            "- input is interpreted as shape (N, C, L), where C is the channel dim. This behavior will change in a "
-            "future release to interpret the input as one without a batch dimension, i.e. shape (C, H, W). To "
-            "maintain the 1D channel-wise dropout behavior, please switch to using dropout1d instead.",
-            stacklevel=2,
-        )
-    return _feature_dropout(F.dropout2d, input, p, training, inplace, 2)
-
-
-def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Zero whole channels of an (N, C, D, H, W) or (C, D, H, W) input; counterpart of `torch.nn.functional.dropout3d`.
-
-    As torch does, warns of other dimensions. Raises ValueError for p outside [0, 1], RuntimeError for a scalar.
-    """
-    _check_probability(p)
-    if input.dim() not in (4, 5):
-        warnings.warn(_deprecated("dropout3d", input.dim(), 3), stacklevel=2)
-    return _feature_dropout(F.dropout3d, input, p, training, inplace, 2 if input.dim() == 5 else 1)
-
-
-def _deprecated(name: str, dim: int, spatial: int) -> str:
-    return (
-        f"{name}: Received a {dim}-D input to {name}, which is deprecated and will result in an error in a future "
-        "release. To retain the behavior and silence this warning, please use dropout instead. Note that "
-        f"{name} exists to provide channel-wise dropout on inputs with {spatial} spatial dimensions, a channel "
-        f"dimension, and an optional batch dimension (i.e. {spatial + 1}D or {spatial + 2}D inputs)."
-    )
-
-
-def _feature_dropout(torch_form: Any, input: Tensor, p: float, training: bool, inplace: bool, leading: int) -> Tensor:
-    """One decision per index of the `leading` dimensions: (N, C), or (C) without a batch."""
-    if not _is_ours(input):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # told already
-            output: Tensor = torch_form(input, p, training, inplace)
-        return output
-    if not training or p == 0:
-        return input
-    if input.dim() < leading:
-        raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
-    return _apply(input, p, inplace, None, None, max(1, input.shape[leading:].numel()))
 
 
 # ------------------------------------------------------------------------------------------------------------- module
@@ -325,27 +262,3 @@ class Dropout(torch.nn.Dropout):
         """Return torch's text, and the activation where there is one."""
         extra = "" if self.activation is None else f", activation={self.activation!r}"
         return super().extra_repr() + extra
-
-
-class Dropout1d(torch.nn.Dropout1d):
-    """Drop-in for `torch.nn.Dropout1d`: zeroes whole channels of an (N, C, L) or (C, L) input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the input with each channel kept and scaled, or zero."""
-        return dropout1d(input, self.p, self.training, self.inplace)
-
-
-class Dropout2d(torch.nn.Dropout2d):
-    """Drop-in for `torch.nn.Dropout2d`: zeroes whole channels of an (N, C, H, W) or (N, C, L) input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the input with each channel kept and scaled, or zero."""
-        return dropout2d(input, self.p, self.training, self.inplace)
-
-
-class Dropout3d(torch.nn.Dropout3d):
-    """Drop-in for `torch.nn.Dropout3d`: zeroes whole channels of an (N, C, D, H, W) or (C, D, H, W) input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the input with each channel kept and scaled, or zero."""
-        return dropout3d(input, self.p, self.training, self.inplace)

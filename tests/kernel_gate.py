@@ -108,14 +108,23 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
     return kernels
 
 
+def short_name(name: str) -> str:
+    """Return a demangled kernel's name without the project's namespace and the parameter list."""
+    depth, start = 0, len(name)
+    while name.endswith(")") and (start := start - 1) > 0:  # back to the parenthesis that opens the parameters
+        depth += {")": 1, "(": -1}.get(name[start], 0)
+        if depth == 0:
+            break
+    return name[:start].removeprefix("void ").replace("fastdl::", "").replace("> >", ">>")
+
+
 def demangled(names: Sequence[str]) -> dict[str, str]:
-    """Return C++ names without parameter lists; as they are where there is no c++filt."""
+    """Return C++ names; as they are where there is no c++filt."""
     tool = shutil.which("c++filt")
     if not tool or not names:
         return {name: name for name in names}
     lines = subprocess.run([tool, *names], capture_output=True, text=True, check=True).stdout.splitlines()
-    short = [re.sub(r"\((?!anonymous).*\)$", "", line).removeprefix("void ") for line in lines]
-    return dict(zip(names, short, strict=True))
+    return dict(zip(names, map(short_name, lines), strict=True))
 
 
 def measure(nvcc: str, sources: Sequence[Path]) -> list[Kernel]:

@@ -32,6 +32,21 @@ def test_report_is_read():
     assert any("spills 16 bytes out, 24 bytes in" in text for text in bad.violations())
 
 
+@pytest.mark.parametrize(
+    ("demangled", "short"),
+    [
+        (
+            "void fastdl::add_kernel<float, (fastdl::Mode)1>(float*, fastdl::Plan<(bool)0>)",
+            "add_kernel<float, (Mode)1>",
+        ),
+        ("fastdl::optim::step_kernel(int)", "optim::step_kernel"),
+        ("main_kernel", "main_kernel"),
+    ],
+)
+def test_names_keep_their_template_arguments(demangled, short):
+    assert kernel_gate.short_name(demangled) == short
+
+
 # 64 values alive across a barrier, 32 registers a thread.
 SPILL = """
 __global__ void __launch_bounds__(1024, 2) spilling_kernel(const float* x, float* y) {

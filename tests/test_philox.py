@@ -43,12 +43,14 @@ def test_mask_is_the_rule(p):
     assert keep_mask((3, 11), seed, p).flatten().tolist() == [keep_at(i, -7, p) for i in range(33)]
 
 
+def literals(vector):
+    return [", ".join(f"0x{word}u" for word in text.split()) for text in vector]
+
+
 def test_cpp_agrees_beyond_32_bits(tmp_path):
     """The known answers at compile time, then keep_element around every power of two that an index could lose."""
     checks = "\n".join(
-        "static_assert(same(philox_block({{%s}}, %s), {{%s}}));"
-        % tuple(", ".join(f"0x{word}u" for word in text.split()) for text in vector)
-        for vector in VECTORS
+        "static_assert(same(philox_block({{{}}}, {}), {{{}}}));".format(*literals(vector)) for vector in VECTORS
     )
     indices = [2**k + d for k in (3, 16, 31, 32, 33, 34, 35, 36, 40, 62) for d in (-9, -1, 0, 1, 7)]
     indices = [i for i in indices if i >= 0]
@@ -64,15 +66,15 @@ constexpr bool same(Philox4 a, Philox4 b) {{
 int main() {{
   for (double p : {{{", ".join(map(repr, PROBABILITIES))}}}) {{
     const KeepRule rule = KeepRule::of(p);
-    for (uint64_t i : {{{", ".join(f"{i}ull" for i in indices)}}}) std::putchar('0' + keep_element(uint64_t(-7), i, rule));
+    for (uint64_t i : {{{", ".join(f"{i}ull" for i in indices)}}}) {{
+      std::putchar('0' + keep_element(uint64_t(-7), i, rule));
+    }}
   }}
 }}
 """)
     csrc = Path(__file__).parent.parent / "csrc"
     compiler = os.environ.get("CXX", "c++")
-    subprocess.run(
-        [compiler, "-std=c++20", "-O1", f"-I{csrc}", "main.cpp", "-o", "main"], cwd=tmp_path, check=True
-    )
+    subprocess.run([compiler, "-std=c++20", "-O1", f"-I{csrc}", "main.cpp", "-o", "main"], cwd=tmp_path, check=True)
     output = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
     assert output == "".join(str(int(keep_at(i, -7, p))) for p in PROBABILITIES for i in indices)
 

@@ -95,7 +95,7 @@ FASTDL_DEVICE void stage(const Arguments& a, const Band<in_t>& band, in_t* stage
 
 // Grid: output images * bands. Dynamic shared memory: line bases, then staged lines.
 template <class in_t, class out_t, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, 4) crop_kernel(const Arguments a, const Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, 2) crop_kernel(const Arguments a, const Tiling tiling) {
   constexpr int kVector = kVectorSize<out_t>;
   FASTDL_DYNAMIC_SHARED(shared);
   const Plan& plan = a.plan;

@@ -37,7 +37,7 @@ __host__ __device__ inline int64_t resize_shared_floats(const Tiling& t) {
 
 // Grid: output images * tiles. Tiles count columns before the flip.
 template <class in_t, class out_t, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads, 4) resize_kernel(const Arguments a, const Tiling tiling) {
+__global__ void __launch_bounds__(kThreads, 2) resize_kernel(const Arguments a, const Tiling tiling) {
   FASTDL_DYNAMIC_SHARED(shared);
   FASTDL_SHARED(shared_box, Box);
   const Plan& plan = a.plan;

@@ -1,7 +1,8 @@
 // One optimizer step over all parameters on CPU tensors: one pass over memory, two with gradient clipping.
-#include "records.h"
-#include "rounding.h"
-#include "rules.h"
+#include <pybind11/pybind11.h>
+#include "optim/records.h"
+#include "optim/rounding.h"
+#include "optim/rules.h"
 
 #include <bit>
 
@@ -11,7 +12,6 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kTile = 4096;  // elements a thread takes at a time
 constexpr int64_t kChunk = 512;  // elements converted to T at a time: all operands fit the first-level cache
 constexpr int64_t kGrain = 8;    // tiles a thread takes at least
 
@@ -125,10 +125,10 @@ void round_stochastically(const Record& r, const Operand& operand, int slot, int
   Philox4 random{};
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t index = uint64_t(begin + i);
-    if (i == 0 || index % 8 == 0) random = philox(seed, index / 8, 4 * r.ordinal + slot);
+    if (i == 0 || index % 4 == 0) random = rounding_words(seed, index, r.ordinal, slot);
     const float value = float(values[i]);
     if (!std::isfinite(value)) continue;
-    const uint32_t bits = rounding_bits(random, index);
+    const uint32_t bits = rounding_bits(random, index, slot);
     values[i] = operand.dtype == ScalarType::Half
                     ? round_to_float16(value, bits)
                     : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
@@ -168,7 +168,7 @@ template <class T, class Rule>
 void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
-  const Shared<T> shared(o, call.grad_factor);
+  const Shared<T> shared(o, o.lr, call.grad_factor);
   const bool dithers = o.stochastic_rounding != 0;
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
@@ -252,16 +252,16 @@ void advance_step(const Record& r) {
 void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                     std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                     std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed) {
+                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
+                    std::vector<Tensor>) {
   const RuleName name = RuleName(rule);
-  const std::vector<Options> rows = read_options(options, lrs);
-  STD_TORCH_CHECK(grads.size() == params.size() && counts.size() == rows.size(),
-                  "optim_step_: every parameter needs a gradient, and every count a row of options");
-  for (const auto* list : {&params, &grads, &states}) {
-    for (const Tensor& t : *list)
-      STD_TORCH_CHECK(t.is_cpu(), "optim_step_: parameters, gradients and states must be on one device");
+  std::vector<Options> rows = read_options(options);
+  for (Options& o : rows) {
+    if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));
   }
-  std::vector<Record> records = RecordReader(name, {params, grads, states, counts}).read(rows);
+  const Lists lists{params, grads, states, counts};
+  check_lists(lists, rows.size());
+  std::vector<Record> records = RecordReader(name, lists).read(rows);
   int64_t tiles = 0;
   for (Record& r : records) {
     r.first_tile = tiles;
@@ -290,8 +290,9 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
   for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t) {
     const double step = step_of(r) + 1;
     auto run = [&]<class T>(T) {
-      with_rule<T>(name, *r.options,
-                   [&]<class Rule>() { update<T>(r, call, Rule(*r.options, step), begin, end); });
+      with_rule<T>(name, *r.options, [&]<class Rule>() {
+        update<T>(r, call, Rule(*r.options, r.options->lr, step), begin, end);
+      });
     };
     r.param.dtype == ScalarType::Double ? run(double{}) : run(float{});
   });
@@ -301,3 +302,8 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
 FASTDL_CPU_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step_cpu)); }
 
 }  // namespace fastdl::optim
+
+void bind_optim(pybind11::module_& m) {
+  m.def("optim_workspace_bytes", &fastdl::optim::workspace_bytes, pybind11::arg("parameters"),
+        "Bytes of device memory that the optimizer kernel keeps for this many parameters");
+}

@@ -4,17 +4,16 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include "options.h"
+#include "optim/api.h"
 #include "torch_glue.h"
 
 namespace fastdl::optim {
-
-constexpr int kMaxStates = 3;
 
 struct Operand {
   void* data = nullptr;
   ScalarType dtype = ScalarType::Float;
   const int64_t* strides = nullptr;  // null: element i of the parameter is element i of the memory
+  const Tensor* tensor = nullptr;
 };
 
 struct Record {
@@ -152,7 +151,7 @@ class RecordReader {
     return lists_.states[next_++];
   }
 
-  static Operand operand(const Tensor& t) { return {t.data_ptr(), t.scalar_type(), nullptr}; }
+  static Operand operand(const Tensor& t) { return {t.data_ptr(), t.scalar_type(), nullptr, &t}; }
 
   RuleName rule_;
   const Lists& lists_;
@@ -168,14 +167,23 @@ inline double read_scalar(const Tensor& t) {
   return value;
 }
 
-inline std::vector<Options> read_options(const std::vector<double>& values, const std::vector<Tensor>& lrs) {
+inline void check_lists(const Lists& lists, size_t rows) {
+  STD_TORCH_CHECK(lists.grads.size() == lists.params.size() && lists.counts.size() == rows,
+                  "optim_step_: every parameter needs a gradient, and every count a row of options");
+  for (const auto* list : {&lists.params, &lists.grads, &lists.states}) {
+    for (const Tensor& t : *list) {
+      STD_TORCH_CHECK(t.get_device_index() == lists.params[0].get_device_index() &&
+                          t.is_cpu() == lists.params[0].is_cpu(),
+                      "optim_step_: parameters, gradients and states must be on one device");
+    }
+  }
+}
+
+inline std::vector<Options> read_options(const std::vector<double>& values) {
   STD_TORCH_CHECK(values.size() % kOptionCount == 0, "optim_step_: options must come in rows of ",
                   kOptionCount);
   std::vector<Options> options(values.size() / kOptionCount);
   std::memcpy(options.data(), values.data(), values.size() * sizeof(double));
-  for (Options& o : options) {
-    if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));
-  }
   return options;
 }
 

@@ -8,9 +8,16 @@
 
 namespace fastdl::optim {
 
-// 16 random bits of element `index` of parameter `ordinal`: eight elements share a Philox call.
-FASTDL_HOST_DEVICE uint32_t rounding_bits(const Philox4& r, uint64_t index) {
-  return (r.word[index % 8 / 2] >> (16 * (index % 2))) & 0xFFFFu;
+// Random bits for element `index` of a parameter's operand `slot` (0: the parameter, 1...: its states). Four
+// elements and two operands share a Philox call; each parameter has two streams.
+FASTDL_HOST_DEVICE Philox4 rounding_words(uint64_t seed, uint64_t index, uint32_t ordinal, int slot) {
+  return philox(seed, index / 4, 2 * ordinal + slot / 2);
+}
+FASTDL_HOST_DEVICE uint32_t rounding_bits(const Philox4& words, uint64_t index, int slot) {
+  const uint32_t low =
+      index & 1 ? words.word[1] : words.word[0];  // no dynamic index: words stay in registers
+  const uint32_t high = index & 1 ? words.word[3] : words.word[2];
+  return (index & 2 ? high : low) >> (16 * (slot % 2)) & 0xFFFFu;
 }
 
 // x finite -> the bits of a bfloat16: the lower half of the mantissa decides.

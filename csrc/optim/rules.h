@@ -4,7 +4,7 @@
 // operations and their order are those of torch's for-loop implementation, fused multiply-adds included.
 #pragma once
 #include <cmath>
-#include "options.h"
+#include "optim/options.h"
 #include "philox.cuh"  // FASTDL_HOST_DEVICE
 
 namespace fastdl::optim {
@@ -12,6 +12,14 @@ namespace fastdl::optim {
 template <class T>
 FASTDL_HOST_DEVICE T lerp(T a, T b, T weight) {  // as torch.lerp: exact at both ends
   return weight < T(0.5) ? std::fma(weight, b - a, a) : std::fma(weight - T(1), b - a, b);
+}
+
+FASTDL_HOST_DEVICE double power(double base,
+                                double exponent) {  // of whole exponents; the same bits everywhere
+  double result = 1;
+  for (uint64_t e = uint64_t(exponent); e != 0; e >>= 1, base *= base)
+    result = e & 1 ? result * base : result;
+  return result;
 }
 
 // Stochastic gradient descent; Sutskever et al. 2013, in torch's form: b = mu b + (1 - dampening) g, p -= lr
@@ -22,8 +30,8 @@ struct Sgd {
   T minus_lr, momentum, gain;
   bool nesterov, first;
 
-  Sgd(const Options& o, double)
-      : minus_lr(-o.lr), momentum(o.momentum), gain(1 - o.dampening), nesterov(o.nesterov), first(o.first) {}
+  FASTDL_HOST_DEVICE Sgd(const Options& o, double lr, double)
+      : minus_lr(-lr), momentum(o.momentum), gain(1 - o.dampening), nesterov(o.nesterov), first(o.first) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
     if constexpr (kMomentum) {
@@ -41,12 +49,12 @@ struct Adam {
   static constexpr int kStates = 2 + kAmsgrad;  // exp_avg, exp_avg_sq, max_exp_avg_sq
   T weight1, beta2, weight2, minus_step_size, root_correction2, eps;
 
-  Adam(const Options& o, double step)
+  FASTDL_HOST_DEVICE Adam(const Options& o, double lr, double step)
       : weight1(1 - o.beta1),
         beta2(o.beta2),
         weight2(1 - o.beta2),
-        minus_step_size(-o.lr / (1 - std::pow(o.beta1, step))),
-        root_correction2(std::pow(1 - std::pow(o.beta2, step), 0.5)),
+        minus_step_size(-lr / (1 - power(o.beta1, step))),
+        root_correction2(std::sqrt(1 - power(o.beta2, step))),
         eps(o.eps) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
@@ -64,8 +72,8 @@ struct RmsProp {
   static constexpr int kStates = 1 + kCentered + kMomentum;  // square_avg, grad_avg, momentum_buffer
   T alpha, weight, eps, momentum, minus_lr;
 
-  RmsProp(const Options& o, double)
-      : alpha(o.alpha), weight(1 - o.alpha), eps(o.eps), momentum(o.momentum), minus_lr(-o.lr) {}
+  FASTDL_HOST_DEVICE RmsProp(const Options& o, double lr, double)
+      : alpha(o.alpha), weight(1 - o.alpha), eps(o.eps), momentum(o.momentum), minus_lr(-lr) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
     T v = state[0] = std::fma(weight * g, g, state[0] * alpha);
@@ -90,7 +98,8 @@ struct Adagrad {
   static constexpr int kStates = 1;  // sum
   T minus_lr, eps;
 
-  Adagrad(const Options& o, double step) : minus_lr(-o.lr / (1 + (step - 1) * o.lr_decay)), eps(o.eps) {}
+  FASTDL_HOST_DEVICE Adagrad(const Options& o, double lr, double step)
+      : minus_lr(-lr / (1 + (step - 1) * o.lr_decay)), eps(o.eps) {}
 
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
     const T sum = state[0] = std::fma(g, g, state[0]);
@@ -103,12 +112,12 @@ template <class T>
 struct Shared {
   T scale, l1, l2, keep, threshold;  // scale: unscale, clip and sign (maximize) in one factor
 
-  Shared(const Options& o, double grad_factor)
+  FASTDL_HOST_DEVICE Shared(const Options& o, double lr, double grad_factor)
       : scale(o.maximize ? -grad_factor : grad_factor),
         l1(o.proximal ? 0 : o.l1),
         l2(o.decoupled ? 0 : o.weight_decay),
-        keep(o.decoupled ? 1 - o.lr * o.weight_decay : 1),
-        threshold(o.proximal ? o.lr * o.l1 : 0) {}
+        keep(o.decoupled ? 1 - lr * o.weight_decay : 1),
+        threshold(o.proximal ? lr * o.l1 : 0) {}
 
   template <class Rule>
   FASTDL_HOST_DEVICE void operator()(const Rule& rule, T& p, T g, T* state) const {
@@ -122,9 +131,12 @@ struct Shared {
   }
 };
 
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 // Calls f with the rule's type for these options: with_rule<float>(kAdam, options, [&]<class Rule>() {...}).
 template <class T, class F>
-void with_rule(RuleName name, const Options& o, F&& f) {
+FASTDL_HOST_DEVICE void with_rule(RuleName name, const Options& o, F&& f) {
   switch (name) {
     case kSgd:
       return o.momentum != 0 ? f.template operator()<Sgd<T, true>>() : f.template operator()<Sgd<T, false>>();

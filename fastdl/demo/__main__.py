@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def run(task: tasks.Task, report: Report, device: torch.device, seed: int, outpu
     """Run the story; print its tables, draw its picture, and return the accuracies by name."""
     begin = time.perf_counter()
     results: dict[str, Result] = {}
-    common = {"device": device, "seed": seed}
+    common: dict[str, Any] = {"device": device, "seed": seed}
 
     def sgd(parameters):  # type: ignore[no-untyped-def]
         return optim.SGD(parameters, lr=0.05, momentum=0.9)

@@ -31,7 +31,7 @@ def _quadratic(optimizer_of: Callable[[Any], Any], curvatures: Tensor, steps: in
 def _rate(distances: list[float]) -> float:
     """Return the factor per step over the second half of the run."""
     half = len(distances) // 2
-    return (distances[-1] / distances[half]) ** (1 / (len(distances) - 1 - half))
+    return math.exp(math.log(distances[-1] / distances[half]) / (len(distances) - 1 - half))
 
 
 def momentum(axes: Any) -> list[Row]:

@@ -1,7 +1,7 @@
 """What the demo prints and draws: live progress and tables on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,15 @@ def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return smooth
 
 
-def draw(path: Path, losses: dict[str, Sequence[float]], layers: dict[str, Sequence[Tensor]]) -> None:
+def draw(path: Path, losses: Mapping[str, Sequence[float]], layers: Mapping[str, Sequence[Tensor]]) -> None:
     """Draw loss curves, and under them a histogram per layer for each network in `layers`."""
     plt = pyplot()
     depth = max(len(v) for v in layers.values())
     figure = plt.figure(figsize=(11, 7), constrained_layout=True)
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
     axes = top.subplots()
-    for name, values in losses.items():
-        smooth = _smooth(values)
+    for name, curve in losses.items():
+        smooth = _smooth(curve)
         axes.plot([i / (len(smooth) - 1) for i in range(len(smooth))], smooth, label=name, linewidth=1.6)
     axes.set(title="Training loss", xlabel="share of the training run", ylabel="cross-entropy", yscale="log")
     axes.legend(loc="lower left")

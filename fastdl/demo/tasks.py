@@ -1,6 +1,7 @@
 """Data and networks of the demo."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -38,26 +39,24 @@ def digits() -> Task:
 def own(path: str, seed: int, size: int = 64) -> Task:
     """Return a user's image folder or `.npz`, a fifth of it held out at random."""
     found = data.ResidentDataset(path, size=size)
-    n = len(found.images)
-    classes = int(found.labels.max()) + 1 if n else 0
+    n, labels = len(found.images), found.labels.long()
+    classes = int(labels.max()) + 1 if n else 0
     if n < 10 or classes < 2:
         raise ValueError(f"demo: {path} has {n} images of {classes} classes; training needs 10 images of 2 classes")
-    if found.images.dtype != torch.uint8:
-        found.images = (found.images * 255).round().clamp(0, 255).to(torch.uint8)
-    if found.images.shape[-1] > 96 or found.images.shape[-2] > 96:  # the network is made for small images
-        resized = F.interpolate(found.images.float(), size=(size, size), mode="bilinear", antialias=True)
-        found.images = resized.round().to(torch.uint8)
+    fit: dict[str, Any] = {"size": None, "crop": None}
+    if max(found.images.shape[1:]) > 96:  # the network is made for small images
+        fit = {"size": size, "crop": "resized", "scale": (1, 1), "ratio": (1, 1)}
+    images = data.BatchTransform(**fit, dtype=torch.uint8)(found.images)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     test, train = order[: max(1, n // 5)], order[max(1, n // 5) :]
-    labels = found.labels.long()
-    return Task(path, found.images[train], labels[train], found.images[test], labels[test], classes)
+    return Task(path, images[train], labels[train], images[test], labels[test], classes)
 
 
 def mlp(task: Task, scheme: str, norm: bool, **arguments: Any) -> nn.Sequential:
     """Return ten layers of Linear and ReLU, with batch norm fused in between or without, initialized by `scheme`."""
     widths = [task.images[0].numel(), *[WIDTH] * (DEPTH - 1)]
     layers: list[nn.Module] = [nn.Flatten()]
-    for i, o in zip(widths, widths[1:]):
+    for i, o in pairwise(widths):
         layers.append(fnn.LinearBatchNormAct(i, o) if norm else fnn.Linear(i, o, activation="relu"))
     model = nn.Sequential(*layers, fnn.Linear(WIDTH, task.classes))
     init.initialize(model, scheme, seed=0, **arguments)

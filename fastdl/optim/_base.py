@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
+from fastdl._library import _C
 from fastdl.optim._step import LOW_PRECISION, OPTIONS, Rule, optim_step
 from fastdl.optim._torch_path import Part, check_part, step_in_torch
 from fastdl.philox import new_seed
@@ -45,7 +46,7 @@ class _Batch:
         self.lrs: list[Tensor] = []
         self.counts: list[int] = []
         self.options: list[float] = []
-        self.rounds = False
+        self.rounds = self.first = False
 
 
 class FusedOptimizer(Optimizer):
@@ -164,6 +165,8 @@ class FusedOptimizer(Optimizer):
                 torch_parts.append((group, in_torch))
                 check_part(self, torch_parts[-1], self._accepts_sparse)
             self._add_group(batches, fresh, group, params)
+        if found_inf is not None and any(b.first for b in batches.values()) and found_inf.item() != 0:
+            return  # a first buffer must not come from a skipped step; asked of the device this once
         for device, batch in batches.items():
             self._run(device, batch, max_grad_norm, self._norm_across(batches, max_grad_norm))
         for p, name, value in fresh:
@@ -182,7 +185,8 @@ class FusedOptimizer(Optimizer):
         names = self._state_names(group)
         runs: dict[tuple[torch.device, bool], list[Tensor]] = {}
         for p in params:
-            first = bool(names) and self.state.get(p, {}).get(names[0]) is None
+            # Without dampening a buffer of zeros takes its first gradient as it is.
+            first = bool(group.get("dampening")) and self.state.get(p, {}).get("momentum_buffer") is None
             runs.setdefault((p.device, first), []).append(p)
         for (device, first), members in runs.items():
             batch = batches.setdefault(device, _Batch())
@@ -197,6 +201,7 @@ class FusedOptimizer(Optimizer):
             batch.counts.append(len(members))
             batch.options += self._option_row(group, first, batch)
             batch.rounds |= group["stochastic_rounding"]
+            batch.first |= first
 
     def _states(
         self, p: Tensor, group: dict[str, Any], names: tuple[str, ...], fresh: list[tuple[Tensor, str, Tensor]]
@@ -213,9 +218,12 @@ class FusedOptimizer(Optimizer):
         tensors = []
         for name in wanted:
             value = state.get(name)
+            if name == "step" and value is not None and value.device != p.device and p.device.type != "cpu":
+                value = value.to(p.device)  # the kernel counts on the device
+                fresh.append((p, name, value))
             if value is None:
                 if name == "step":
-                    on_device = group.get("capturable") or group.get("fused")
+                    on_device = group.get("capturable") or group.get("fused") or p.device.type != "cpu"
                     dtype = _get_scalar_dtype(is_fused=group.get("fused"))
                     value = torch.zeros((), dtype=dtype, device=p.device if on_device else "cpu")
                 elif name in ("master_param", "ema"):
@@ -267,8 +275,8 @@ class FusedOptimizer(Optimizer):
         return norm if scale is None else norm / scale.to(norm.device)
 
     def _run(self, device: torch.device, batch: _Batch, max_grad_norm: float | None, grad_norm: Tensor | None) -> None:
-        def here(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device)
+        def here(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+            return None if t is None else t.to(device, dtype)
 
         optim_step(
             self._rule.code,
@@ -283,9 +291,20 @@ class FusedOptimizer(Optimizer):
             max_grad_norm,
             here(grad_norm),
             new_seed(device) if batch.rounds else None,
+            self._workspace(device, len(batch.params)),
         )
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(batch.params)
+
+    def _workspace(self, device: torch.device, count: int) -> list[Tensor]:
+        """Return what the kernel keeps between steps, on the device and as the host knows it; none on CPU."""
+        if device.type == "cpu" and optim_step.run is optim_step.overload:
+            return []
+        kept: dict[torch.device, list[Tensor]] = self.__dict__.setdefault("_workspaces", {})
+        size = _C.optim_workspace_bytes(count)
+        if device not in kept or kept[device][0].numel() < size:
+            kept[device] = [torch.zeros(size, dtype=torch.uint8, device=d) for d in (device, "cpu")]
+        return kept[device]
 
     def _average_still(self, found_inf: Tensor | None) -> None:
         """Move the averages of parameters that have no gradient this time: they too decay towards the parameter."""

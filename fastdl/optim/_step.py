@@ -54,14 +54,15 @@ RULE_NAMES = ("sgd", "adam", "rmsprop", "adagrad")
 RULES: dict[int, Rule] = {}
 
 
-def round_stochastically(value: Tensor, dtype: torch.dtype, seed: Tensor, stream: int) -> Tensor:
+def round_stochastically(value: Tensor, dtype: torch.dtype, seed: Tensor, ordinal: int = 0, slot: int = 0) -> Tensor:
     """Round float32 to a 16-bit dtype, up with the probability of the part cut off; bits as csrc/optim/rounding.h.
 
-    Element i draws 16 bits from Philox(seed, i // 8) on a stream of its own per parameter and state.
+    Element i of operand `slot` (0: the parameter, 1...: its states) of parameter `ordinal` draws half a word of
+    Philox(seed, i // 4).
     """
-    counter = torch.arange((value.numel() + 7) // 8, device=value.device)
-    words = torch.stack(philox(seed, counter, stream), dim=1)
-    random = torch.stack((words & 0xFFFF, words >> 16), dim=2).reshape(-1)[: value.numel()].reshape(value.shape)
+    counter = torch.arange((value.numel() + 3) // 4, device=value.device)
+    words = torch.stack(philox(seed, counter, 2 * ordinal + slot // 2), dim=1).reshape(-1)
+    random = (words[: value.numel()] >> 16 * (slot % 2) & 0xFFFF).reshape(value.shape)
     if dtype == torch.bfloat16:
         bits = value.contiguous().view(torch.int32) + random.to(torch.int32)
         rounded = (bits & -65536).view(torch.float32)
@@ -95,6 +96,7 @@ def step_reference(
     max_grad_norm: float | None,
     grad_norm: Tensor | None,
     seed: Tensor | None,
+    workspace: list[Tensor] | None = None,
 ) -> None:
     """Step in the order of the text books: unscale, clip, L1, L2, decay, rule, proximal map, rounding, EMA."""
     if not params or (found_inf is not None and bool(found_inf)):
@@ -142,7 +144,7 @@ def _update_one(
         rounds = o["stochastic_rounding"] and target.dtype in LOW_PRECISION and not (slot == 0 and master is not None)
         if rounds:
             assert seed is not None
-            value = round_stochastically(value, target.dtype, seed, 4 * i + slot)
+            value = round_stochastically(value, target.dtype, seed, i, slot)
         target.copy_(value)
     if master is not None:
         master.copy_(p)
@@ -152,8 +154,8 @@ def _update_one(
 
 optim_step = _library.define(
     "optim_step_(int rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
-    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed) "
-    "-> ()",
+    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed, "
+    "Tensor(c!)[] workspace) -> ()",
     fake=lambda *args: None,
     reference=step_reference,
 )

@@ -40,7 +40,7 @@ FLAVOURS: dict[str, dict[str, list[str]]] = {
 COMMON = [
     *("-std=c++20", "-fPIC", "-DFASTDL_EMULATED", "-fno-strict-aliasing", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-psabi"),
-    *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"),
+    *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}", f"-ffile-prefix-map={ROOT}/="),
 ]
 
 
@@ -131,7 +131,7 @@ def compile_all(jobs: Sequence[tuple[Path, list[str]]], folder: Path) -> list[Pa
 
 
 def runtime_jobs(flavour: str) -> list[tuple[Path, list[str]]]:
-    race = ("race.cpp", "tsan.cpp")
+    race = ("race.cpp", "race_report.cpp", "tsan.cpp")
     sources = sorted(p for p in EMULATOR.glob("*.cpp") if flavour == "race" or p.name not in race)
     return [(source, [*COMMON, *FLAVOURS[flavour]["runtime"]]) for source in sources]
 

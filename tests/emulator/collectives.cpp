@@ -193,7 +193,7 @@ void warpgroup_collective(int operation, void* payload, Complete complete_functi
   }
 }
 
-// Shuffles and votes ---------------------------------------------------------------------------------------
+// Shuffles and votes ------------------------------------------------------------------------------
 namespace {
 
 struct ShufflePayload {
@@ -281,7 +281,7 @@ uint64_t vote(uint32_t mask, uint64_t value, Vote kind, Site site) {
   return payload.out;
 }
 
-// Memory order ---------------------------------------------------------------------------------------------
+// Memory order ------------------------------------------------------------------------------------
 void fence(Scope) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   if (race) race->fence(current);

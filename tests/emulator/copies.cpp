@@ -49,7 +49,7 @@ void copy_async_wait(int groups) {
   copies.open.clear();
 }
 
-// mbarrier -------------------------------------------------------------------------------------------------
+// mbarrier ----------------------------------------------------------------------------------------
 // The memory holds a mark only, so that ordinary stores over it show; the state is in the block's list.
 constexpr uint64_t kMark = 0x6D62617272696572ull;
 

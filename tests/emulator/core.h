@@ -87,7 +87,7 @@ extern __thread Fiber* current __attribute__((tls_model("initial-exec")));
 extern __thread dim3 current_block_dim __attribute__((tls_model("initial-exec")));
 extern __thread dim3 current_grid_dim __attribute__((tls_model("initial-exec")));
 
-// Launch ------------------------------------------------------------------------------------------------
+// Launch ------------------------------------------------------------------------------------------
 struct Launch {
   dim3 grid, block, cluster;
   size_t shared_bytes = 0;
@@ -102,7 +102,7 @@ std::string kernel_name(const void* function);
 [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 int resident_blocks(unsigned threads, size_t shared_bytes);
 
-// Memory ------------------------------------------------------------------------------------------------
+// Memory ------------------------------------------------------------------------------------------
 void* static_shared(const void* key, size_t bytes, size_t alignment, const char* name);
 void* dynamic_shared();
 uint32_t shared_address(const void* pointer, Site site);
@@ -118,7 +118,7 @@ void count_traffic(const void* pointer, size_t bytes, bool write);
 void count_plain(const void* pointer, size_t bytes, bool write);
 void check_aligned(const void* pointer, size_t alignment, Site site);
 
-// Collectives -------------------------------------------------------------------------------------------
+// Collectives -------------------------------------------------------------------------------------
 enum class Vote { kBallot, kAll, kAdd, kMax, kMin, kOr, kAnd, kMatch };
 enum class Shuffle { kIndex, kUp, kDown, kXor };
 enum class Scope { kBlock, kDevice, kSystem };

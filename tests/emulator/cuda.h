@@ -24,7 +24,7 @@ typedef struct CUstream_st* cudaStream_t;
 #define gridDim (::fastdl::emulator::current_grid_dim)
 static constexpr int warpSize = 32;
 
-// Vector types, aligned as CUDA aligns them ---------------------------------------------------------------
+// Vector types, aligned as CUDA aligns them -------------------------------------------------------
 #define FASTDL_VECTOR_TYPES(T, name)                                                 \
   struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                 \
   struct name##3 { T x, y, z; };                                                     \
@@ -52,7 +52,7 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// Barriers, shuffles, votes -------------------------------------------------------------------------------
+// Barriers, shuffles, votes -----------------------------------------------------------------------
 #define FASTDL_SITE ::fastdl::emulator::Site site = ::fastdl::emulator::Site::here()
 inline void __syncthreads(FASTDL_SITE) { fastdl::emulator::barrier(0, 0, true, site); }
 inline int __syncthreads_count(int p, FASTDL_SITE) { return fastdl::emulator::barrier_count(p != 0, site); }
@@ -89,7 +89,7 @@ FASTDL_VOTE(unsigned, __reduce_and_sync, unsigned, kAnd, in)
 FASTDL_VOTE(unsigned, __match_any_sync, unsigned, kMatch, in)
 #undef FASTDL_VOTE
 
-// Fences and atomics --------------------------------------------------------------------------------------
+// Fences and atomics ------------------------------------------------------------------------------
 inline void __threadfence_block() { fastdl::emulator::fence(fastdl::emulator::Scope::kBlock); }
 inline void __threadfence() { fastdl::emulator::fence(fastdl::emulator::Scope::kDevice); }
 inline void __threadfence_system() { fastdl::emulator::fence(fastdl::emulator::Scope::kSystem); }
@@ -117,7 +117,7 @@ inline T atomicCAS(T* address, std::type_identity_t<T> compare, std::type_identi
       address, [&](T old) -> T { return old == compare ? value : old; }, site);
 }
 
-// Loads, bits, arithmetic ---------------------------------------------------------------------------------
+// Loads, bits, arithmetic -------------------------------------------------------------------------
 template <class T>
 inline T __ldg(const T* address) {
   return *address;

@@ -1,180 +1,17 @@
 // The race checker: every load and store of a kernel against vector clocks that follow the emulator's own
 // synchronisation. Kernels are compiled with -fsanitize=thread, and linked with the entry points at the end
 // of this file instead of ThreadSanitizer's library.
-#include <dlfcn.h>
-#include <algorithm>
+#include "race.h"
 #include <cstdio>
-#include <memory>
-#include <unordered_map>
-#include "machine.h"
 
 namespace fastdl::emulator {
 
-using Epochs = std::vector<uint32_t>;
-// What is known of threads of other groups (blocks that ran earlier), by the number of their run.
-using Foreign = std::map<uint32_t, std::shared_ptr<const Epochs>>;
-
-struct Clock {
-  Epochs own;
-  std::shared_ptr<const Foreign> foreign;
-};
-struct Snapshot {
-  Clock clock;
-  uint32_t slot;
-};
+State& state = *new State;
 
 namespace {
 
-constexpr uint32_t kAsyncSlots = 64;  // asynchronous copies take turns as pseudo-threads behind the real ones
-constexpr uint32_t kMaxThreads = 4096;  // of a group; above, the clocks would not fit in memory
-constexpr size_t kMaxReaders = 1024, kRecentAtomics = 8;
-
-struct Access {
-  uint32_t run = 0, epoch = 0, program_counter = 0;
-  uint16_t thread = 0;
-};
-enum Flag : uint8_t {
-  kInitialised = 1,
-  kByAtomic = 2,
-  kByAsync = 4,
-  kManyReaders = 8,
-  kWritten = 16,
-  kRead = 32
-};
-struct Byte {  // the last write and the reads since, of one byte of memory
-  Access write, read;
-  uint8_t flags = 0;
-  uint32_t readers = 0;  // index into State::reader_sets with kManyReaders
-};
-struct Thread {
-  Clock clock, released;  // released: what its last fence published
-  bool has_released = false;
-  uint32_t proxy_fence = 0;
-  std::vector<const void*> atomics;  // since its last fence
-};
-struct Page {
-  Byte bytes[256];
-};
-
-struct State {
-  bool on = false;
-  uint32_t run = 0, thread_count = 0, clock_size = 0, next_slot = 0;
-  std::vector<Thread> threads;
-  std::vector<uint32_t> slot_epochs;
-  std::vector<std::unique_ptr<Snapshot>> snapshots;
-  std::vector<std::unique_ptr<Clock>> clocks;
-  std::vector<std::vector<Byte>> shared;  // by block of the group
-  std::unordered_map<uintptr_t, std::unique_ptr<Page>> global;
-  std::vector<std::vector<Access>> reader_sets;
-  std::unordered_map<const void*, Clock> atomics;
-  uintptr_t last_page_number = ~uintptr_t(0);
-  Page* last_page = nullptr;
-};
-State& state = *new State;
-
-// Clocks
-// -----------------------------------------------------------------------------------------------------
-void join_foreign(Clock& to, const Clock& from) {
-  if (!from.foreign || from.foreign == to.foreign) return;
-  if (!to.foreign) {
-    to.foreign = from.foreign;
-    return;
-  }
-  auto joined = std::make_shared<Foreign>(*to.foreign);
-  for (const auto& [run, epochs] : *from.foreign) {
-    std::shared_ptr<const Epochs>& known = (*joined)[run];
-    if (!known) {
-      known = epochs;
-    } else if (known != epochs) {
-      auto later = std::make_shared<Epochs>(*known);
-      for (size_t i = 0; i < later->size(); ++i) (*later)[i] = std::max((*later)[i], (*epochs)[i]);
-      known = later;
-    }
-  }
-  to.foreign = joined;
-}
-
-void join(Clock& to, const Clock& from) {
-  if (to.own.size() < from.own.size()) to.own.resize(from.own.size());
-  for (size_t i = 0; i < from.own.size(); ++i) to.own[i] = std::max(to.own[i], from.own[i]);
-  join_foreign(to, from);
-}
-
-bool ordered(const Access& earlier, const Clock& clock) {
-  if (earlier.run == state.run) return clock.own[earlier.thread] >= earlier.epoch;
-  if (!clock.foreign) return false;
-  const auto known = clock.foreign->find(earlier.run);
-  return known != clock.foreign->end() && (*known->second)[earlier.thread] >= earlier.epoch;
-}
-
-Thread& thread_of(const Fiber* fiber) { return state.threads[fiber->global]; }
-void advance(const Fiber* fiber) { ++thread_of(fiber).clock.own[fiber->global]; }
-
-// Reports
-// ----------------------------------------------------------------------------------------------------
-uintptr_t library_base() {
-  static const uintptr_t base = [] {
-    Dl_info info;
-    return dladdr(reinterpret_cast<void*>(&library_base), &info) ? uintptr_t(info.dli_fbase) : 0;
-  }();
-  return base;
-}
-
-std::string source_line(uint32_t program_counter) {
-  Dl_info info;
-  if (!program_counter) return "an emulated instruction";
-  if (!dladdr(reinterpret_cast<void*>(&library_base), &info)) return "?";
-  char command[600], line[600] = "?";
-  snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", info.dli_fname,
-           program_counter - 1);
-  if (FILE* pipe = popen(command, "r")) {
-    if (!fgets(line, sizeof line, pipe)) snprintf(line, sizeof line, "?");
-    pclose(pipe);
-  }
-  std::string text = line;
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  const size_t slash = text.rfind('/');
-  return slash == std::string::npos ? text : text.substr(slash + 1);
-}
-
-std::string describe(const Access& access) {
-  std::string who = "thread " + std::to_string(access.thread);
-  if (access.run != state.run) who += " of another block";
-  if (access.run == state.run && access.thread >= state.thread_count) who = "an asynchronous copy";
-  return who + " (" + source_line(access.program_counter) + ")";
-}
-
-std::string describe_memory(const unsigned char* pointer) {
-  char text[160];
-  for (unsigned i = 0; i < group->block_count; ++i) {
-    const Block& block = group->blocks[i];
-    const uintptr_t offset = uintptr_t(pointer) - uintptr_t(block.window);
-    if (offset >= kWindowBytes) continue;
-    const char* name = "dynamic shared memory";
-    for (const SharedVariable& variable : block.variables) {
-      if (offset - variable.offset < variable.bytes) name = variable.name;
-    }
-    snprintf(text, sizeof text, "%s (shared+0x%zx)", name, size_t(offset));
-    return text;
-  }
-  snprintf(text, sizeof text, "global memory %p", static_cast<const void*>(pointer));
-  return text;
-}
-
-[[noreturn]] void report(const char* kind, const unsigned char* pointer, const Access* earlier,
-                         bool earlier_write, const Access& now, bool write, Site site) {
-  state.on = false;
-  std::string text = std::string(kind) + ": " + (write ? "write to " : "read of ") + describe_memory(pointer);
-  text += " at " + (site.file ? std::string(site.file) + ":" + std::to_string(site.line)
-                              : source_line(now.program_counter));
-  if (earlier)
-    text += std::string(", not ordered after the ") + (earlier_write ? "write" : "read") + " by " +
-            describe(*earlier);
-  fail_text(text);
-}
-
-// Accesses
-// --------------------------------------------------------------------------------------------------- The
+// Accesses ----------------------------------------------------------------------------------------
+// The
 // record of a byte; `run_length`: how many records follow one another from there.
 Byte* find_bytes(const unsigned char* pointer, bool& shared, size_t& run_length) {
   for (unsigned i = 0; i < group->block_count; ++i) {
@@ -278,8 +115,7 @@ Now now_of(const Fiber* fiber, bool write, Site site, uint32_t program_counter =
   return {clock, access, write, false, false, site};
 }
 
-// Hooks
-// ------------------------------------------------------------------------------------------------------
+// Hooks -------------------------------------------------------------------------------------------
 void begin_launch() {
   state.global.clear();
   state.reader_sets.clear();

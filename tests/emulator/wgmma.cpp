@@ -217,7 +217,7 @@ void wgmma_wait(int groups, Site site) {
   warpgroup_collective(kOpWait + groups, &groups, complete_wait, site);
 }
 
-// What a thread or a block must not leave behind ------------------------------------------------------------
+// What a thread or a block must not leave behind --------------------------------------------------
 void finish_thread(Fiber* fiber) {
   PendingCopies& copies = *fiber->copies;
   if (!copies.open_stores.empty()) fail(copies.open_stores[0].site, "this bulk store was never committed");

@@ -31,9 +31,8 @@ __global__ void bulk_kernel(const __grid_constant__ ptx::TensorMap map, const fl
   if (threadIdx.x == 0) {
     ptx::bulk_store(out, to, 256);
     ptx::bulk_commit();
-    if (!mistake(89)) ptx::bulk_wait<0>();
     if (mistake(90)) box[3] = 7;  // the copy may still read
-    if (mistake(90)) ptx::bulk_wait<0>();
+    if (!mistake(89)) ptx::bulk_wait<0>();
   }
 }
 FASTDL_CASE(bulk) {
@@ -116,7 +115,6 @@ FASTDL_CASE(copy) {
 
 // One lane of a converged warp does the work.
 __global__ void elected_kernel(unsigned* count) {
-  if (mistake(107) && threadIdx.x % 2) return;
   if (mistake(108) && threadIdx.x % 32 < 4) {
     if (ptx::elect_one()) atomicAdd(count, 1u);
   } else {

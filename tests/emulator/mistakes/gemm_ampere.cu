@@ -12,7 +12,7 @@ FASTDL_DEVICE uint32_t chunk(int r, int c) { return uint32_t(r * kRowBytes + ((c
 FASTDL_DEVICE void load_tile(uint32_t to, const bfloat16* x, int row0, int rows, int k0, int K) {
   for (int i = int(threadIdx.x); i < kTile * 4; i += 128) {
     const int r = i / 4, c = i % 4, k = k0 + c * 8;
-    const bool inside = row0 + r < rows && k < K;
+    const bool inside = row0 + r < rows && (k < K || mistake(16));
     const int valid = !inside ? 0 : K - k >= 8 || mistake(16) ? 16 : (K - k) * 2;
     ptx::copy_async(to + chunk(r, c), inside ? x + int64_t(row0 + r) * K + k : x, valid);
   }
@@ -95,7 +95,7 @@ __global__ void transpose_kernel(const bfloat16* x, bfloat16* y) {
   uint32_t r[4];
   ptx::ldmatrix<4>(r, base + row * 32 + half_row * 16 + (mistake(66) && lane == 7 ? 8 : 0));
   std::swap(r[1], r[2]);
-  if (!mistake(21)) __syncwarp();
+  __syncwarp();
   ptx::stmatrix<4, true>(base + row * 32 + half_row * 16 + (mistake(22) && lane == 31 ? 16 : 0), r);
   if (!mistake(23)) __syncwarp();
   for (int i = lane; i < 256; i += 32) y[i] = s[i];

@@ -1,0 +1,321 @@
+// A whole optimizer step in one cooperative launch: any number of tensors of any size, alignment and mix of
+// dtypes. Blocks share equal tiles by a prefix table. With clipping a first pass sums squares, and the second
+// runs backwards over the tiles, so that it begins with what the first left in the L2 cache.
+#pragma once
+#include <algorithm>
+#include <new>
+#include "optim/api.h"
+#include "optim/rounding.h"
+#include "optim/rules.h"
+#include "reduce.cuh"
+#include "vector.cuh"
+
+namespace fastdl::optim {
+
+constexpr int kThreads = 256;
+
+// On lambdas: a call would put what they capture on a stack.
+#define FASTDL_INLINED __attribute__((always_inline))
+
+// Elements a thread takes at a time.
+template <class T>
+constexpr int kWidthOf = std::is_same_v<T, double> ? 1 : 4;
+
+// Memory ---------------------------------------------------------------------------------------------------
+
+// A tile: elements [begin, begin + count) of a parameter. Indices are relative to begin; a vector's first may
+// be negative, its last beyond count: what is outside is not touched.
+struct Range {
+  int64_t begin;
+  int count;
+  FASTDL_DEVICE bool has(int i) const { return unsigned(i) < unsigned(count); }
+};
+
+// Reads as T, 0 outside the range; one access where the address allows it.
+template <class T, int kWidth, class scalar_t>
+FASTDL_DEVICE void read_as(const scalar_t* data, int index, Range range, T* out) {
+  data += range.begin + index;
+  if (is_aligned<kWidth>(data) && range.has(index) && range.has(index + kWidth - 1)) {
+    const auto v = load_vector<kWidth>(data);
+    FASTDL_UNROLL
+    for (int j = 0; j < kWidth; ++j) out[j] = convert<T>(v[j]);
+  } else {
+    FASTDL_UNROLL
+    for (int j = 0; j < kWidth; ++j) out[j] = range.has(index + j) ? convert<T>(load(data + j)) : T(0);
+  }
+}
+
+template <class T, int kWidth, class scalar_t>
+FASTDL_DEVICE void write_as(scalar_t* data, int index, Range range, const T* in) {
+  data += range.begin + index;
+  Vector<scalar_t, kWidth> v;
+  FASTDL_UNROLL
+  for (int j = 0; j < kWidth; ++j) v[j] = convert<scalar_t>(in[j]);
+  if (is_aligned<kWidth>(data) && range.has(index) && range.has(index + kWidth - 1)) {
+    store_vector(data, v);
+  } else {
+    FASTDL_UNROLL
+    for (int j = 0; j < kWidth; ++j) {
+      if (range.has(index + j)) store(data + j, v[j]);
+    }
+  }
+}
+
+// T is double where an operand is (DeviceRecord::in_double).
+template <class T, int kWidth>
+FASTDL_DEVICE void read(const void* data, Dtype dtype, int index, Range range, T* out) {
+  if (dtype == kFloat32) return read_as<T, kWidth>(static_cast<const float*>(data), index, range, out);
+  if (dtype == kBfloat16) return read_as<T, kWidth>(static_cast<const bfloat16*>(data), index, range, out);
+  if (dtype == kFloat16) return read_as<T, kWidth>(static_cast<const half*>(data), index, range, out);
+  if constexpr (std::is_same_v<T, double>) {
+    read_as<T, kWidth>(static_cast<const double*>(data), index, range, out);
+  }
+}
+
+template <class T, int kWidth>
+FASTDL_DEVICE void write(void* data, Dtype dtype, int index, Range range, const T* in) {
+  if (dtype == kFloat32) return write_as<T, kWidth>(static_cast<float*>(data), index, range, in);
+  if (dtype == kBfloat16) return write_as<T, kWidth>(static_cast<bfloat16*>(data), index, range, in);
+  if (dtype == kFloat16) return write_as<T, kWidth>(static_cast<half*>(data), index, range, in);
+  if constexpr (std::is_same_v<T, double>) {
+    write_as<T, kWidth>(static_cast<double*>(data), index, range, in);
+  }
+}
+
+FASTDL_DEVICE double read_one(const void* data, Dtype dtype) {
+  double value;
+  read<double, 1>(data, dtype, 0, {0, 1}, &value);
+  return value;
+}
+
+FASTDL_DEVICE bool is_low_precision(Dtype dtype) { return dtype == kFloat16 || dtype == kBfloat16; }
+
+// Rounds in place to values that a 16-bit operand holds exactly.
+template <class T, int kWidth>
+FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, uint64_t seed, int64_t index,
+                                        uint32_t ordinal, int slot) {
+  Philox4 words{};
+  FASTDL_UNROLL
+  for (int j = 0; j < kWidth; ++j) {
+    const uint64_t i = uint64_t(index + j);
+    if (j == 0 || i % 4 == 0) words = rounding_words(seed, i, ordinal, slot);
+    const float value = float(values[j]);
+    const uint32_t bits = rounding_bits(words, i, slot);
+    const float rounded = dtype == kFloat16 ? round_to_float16(value, bits)
+                                            : __uint_as_float(uint32_t(round_to_bfloat16(value, bits)) << 16);
+    values[j] = isfinite(value) ? rounded : value;
+  }
+}
+
+// The tiles of a block --------------------------------------------------------------------------------------
+
+// Calls f(record, range, is_new) for tiles [first, last) in this or in reverse order; is_new: another
+// record than in the call before.
+template <class F>
+FASTDL_DEVICE void for_each_tile(const StepArguments& a, bool reverse, F f) {
+  const int64_t first = a.tiles * blockIdx.x / gridDim.x, last = a.tiles * (blockIdx.x + 1) / gridDim.x;
+  const int64_t start = reverse ? last - 1 : first;
+  int64_t low = 0,
+          high = a.count;  // the last record with first_tile <= start: empty ones share it, and come before
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (a.records[middle].first_tile <= start ? low : high) = middle;
+  }
+  bool is_new = true;
+  for (int k = 0; k < last - first; ++k) {
+    const int tile = reverse ? start - k : start + k;
+    while (tile < a.records[low].first_tile || (low + 1 < a.count && tile >= a.records[low + 1].first_tile)) {
+      low += reverse ? -1 : 1;
+      is_new = true;
+    }
+    const DeviceRecord& r = a.records[low];
+    const int64_t begin = int64_t(tile - r.first_tile) * kTile;
+    f(r, Range{begin, int(std::min(r.numel - begin, int64_t(kTile)))}, is_new);
+    is_new = false;
+  }
+}
+
+FASTDL_DEVICE int size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Calls f(index) so that the block's threads cover the range by vectors, `data` aligned at each of them; the
+// first and the last may reach beyond the range.
+template <int kWidth, class F>
+FASTDL_DEVICE void for_each_vector(const void* data, Dtype dtype, Range range, F f) {
+  const auto address = reinterpret_cast<uintptr_t>(data) / unsigned(size_of(dtype)) + uintptr_t(range.begin);
+  for (int i = int(threadIdx.x) * kWidth - int(address % kWidth); i < range.count; i += kThreads * kWidth)
+    f(i);
+}
+
+// Pass 1: the gradients' norm -------------------------------------------------------------------------------
+
+template <class T>
+FASTDL_DEVICE void add_squares(const DeviceRecord& r, Range range, double& sum) {
+  constexpr int kWidth = kWidthOf<T>;
+  for_each_vector<kWidth>(r.grad, r.grad_dtype, range, [&](int i) FASTDL_INLINED {
+    T g[kWidth];
+    read<T, kWidth>(r.grad, r.grad_dtype, i, range, g);
+    FASTDL_UNROLL
+    for (int j = 0; j < kWidth; ++j) sum += double(g[j]) * double(g[j]);
+  });
+}
+
+// Every thread returns the norm over all blocks; sums of each block in double, then added in the order of
+// blocks.
+FASTDL_DEVICE double grad_norm(const StepArguments& a, double inv_scale) {
+  double sum = 0;
+  for_each_tile(a, false, [&](const DeviceRecord& r, Range range, bool) FASTDL_INLINED {
+    if (r.grad_dtype == kFloat64) return add_squares<double>(r, range, sum);
+    add_squares<float>(r, range, sum);
+  });
+  sum = block_reduce(sum, Sum(), 0.0);
+  if (threadIdx.x == 0) store(a.partials + blockIdx.x, sum);
+  grid_sync();
+  double total = 0;
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) total += __ldcg(a.partials + b);
+  return sqrt(block_reduce(total, Sum(), 0.0)) * inv_scale;
+}
+
+// Pass 2: the update ----------------------------------------------------------------------------------------
+
+template <class T, class Rule>
+struct Prepared {
+  Shared<T> shared;
+  Rule rule;
+  T ema_weight;
+  bool rounds;
+  uint64_t seed;
+
+  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const int64_t* seed)
+      : shared(o, lr, factor),
+        rule(o, lr, step),
+        ema_weight(T(1 - o.ema_decay)),
+        rounds(o.stochastic_rounding != 0),
+        seed(seed ? uint64_t(*seed) : 0) {}
+};
+
+// volatile: the record is read where it is used, instead of living in 30 registers.
+template <class T, class Rule>
+FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<T, Rule>& c, int i,
+                                 Range range) {
+  constexpr int kStates = Rule::kStates, kWidth = kWidthOf<T>;
+  const bool has_master = r.master != nullptr;
+  T p[kWidth], g[kWidth], states[kStates + 1][kWidth];
+  read<T, kWidth>(has_master ? r.master : r.param, has_master ? kFloat32 : r.param_dtype, i, range, p);
+  read<T, kWidth>(r.grad, r.grad_dtype, i, range, g);
+  FASTDL_UNROLL
+  for (int k = 0; k < kStates; ++k) read<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
+  FASTDL_UNROLL
+  for (int j = 0; j < kWidth; ++j) {
+    T state[kStates + 1];
+    FASTDL_UNROLL
+    for (int k = 0; k < kStates; ++k) state[k] = states[k][j];
+    c.shared(c.rule, p[j], g[j], state);
+    FASTDL_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k][j] = state[k];
+  }
+  FASTDL_UNROLL
+  for (int k = 0; k < kStates; ++k) {
+    if (c.rounds && is_low_precision(r.state_dtype[k])) {
+      round_stochastically<T, kWidth>(states[k], r.state_dtype[k], c.seed, range.begin + i, r.ordinal, 1 + k);
+    }
+    write<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
+  }
+  if (c.rounds && !has_master && is_low_precision(r.param_dtype)) {
+    round_stochastically<T, kWidth>(p, r.param_dtype, c.seed, range.begin + i, r.ordinal, 0);
+  }
+  if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
+  write<T, kWidth>(r.param, r.param_dtype, i, range, p);
+  if (r.ema) {
+    if (!has_master && is_low_precision(r.param_dtype)) {  // of the parameter as rounded
+      FASTDL_UNROLL
+      for (int j = 0; j < kWidth; ++j) {
+        p[j] = r.param_dtype == kFloat16 ? T(convert<float>(convert<half>(p[j])))
+                                         : T(convert<float>(convert<bfloat16>(p[j])));
+      }
+    }
+    T ema[kWidth];
+    read<T, kWidth>(r.ema, r.ema_dtype, i, range, ema);
+    FASTDL_UNROLL
+    for (int j = 0; j < kWidth; ++j) ema[j] = lerp(ema[j], p[j], c.ema_weight);
+    write<T, kWidth>(r.ema, r.ema_dtype, i, range, ema);
+  }
+}
+
+struct alignas(16) PreparedStorage {
+  unsigned char bytes[160];
+};
+
+// One tile; thread 0 prepares the constants of a new record for all (powers and divisions in double).
+template <class T, class Rule>
+FASTDL_DEVICE void update_tile(const StepArguments& a, const DeviceRecord& r, double factor, Range range,
+                               bool is_new, PreparedStorage& storage) {
+  using prepared_t = Prepared<T, Rule>;
+  static_assert(sizeof(prepared_t) <= sizeof(PreparedStorage));
+  if (is_new) {
+    __syncthreads();  // others may still read the record before
+    if (threadIdx.x == 0) {
+      const Row& row = (a.rows ? a.rows : a.inline_rows)[r.row];
+      const double lr = row.lr ? read_one(row.lr, row.lr_dtype) : row.options.lr;
+      const double step = r.step ? read_one(r.step, r.step_dtype) + 1 : 0;
+      new (storage.bytes) prepared_t(row.options, lr, step, factor, a.seed);
+    }
+    __syncthreads();
+  }
+  const prepared_t& prepared = *reinterpret_cast<const prepared_t*>(storage.bytes);
+  for_each_vector<kWidthOf<T>>(r.param, r.param_dtype, range,
+                               [&](int i) FASTDL_INLINED { update_vector<T, Rule>(r, prepared, i, range); });
+}
+
+// All parameters float32 or 16-bit and under one rule type: the usual case, with the registers for three
+// blocks a multiprocessor.
+template <class Rule>
+struct Uniform {
+  static constexpr int kBlocksPerMultiprocessor = 3;
+  template <class F>
+  FASTDL_DEVICE static void select(const Options&, bool, F f) {
+    f.template operator()<float, Rule>();
+  }
+};
+
+// Parameters whose rules differ by a flag (amsgrad in one group only), or some of them float64.
+template <RuleName kRule>
+struct Mixed {
+  static constexpr int kBlocksPerMultiprocessor = 1;
+  template <class F>
+  FASTDL_DEVICE static void select(const Options& o, bool in_double, F f) {
+    if (in_double)
+      return with_rule<double>(kRule, o,
+                               [&]<class Rule>() FASTDL_INLINED { f.template operator()<double, Rule>(); });
+    with_rule<float>(kRule, o, [&]<class Rule>() FASTDL_INLINED { f.template operator()<float, Rule>(); });
+  }
+};
+
+template <class Kind>
+__global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
+    step_kernel(const __grid_constant__ StepArguments a) {
+  if (a.found_inf && *a.found_inf != 0) return;
+  double factor = a.grad_scale ? double(float(1.0 / double(*a.grad_scale))) : 1.0;
+  if (a.max_grad_norm > 0) {
+    const double norm = a.grad_norm ? double(*a.grad_norm) : grad_norm(a, factor);
+    if (a.found_inf && !isfinite(norm)) return;
+    const double clip = a.max_grad_norm / (norm + 1e-6);
+    factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
+  }
+  FASTDL_SHARED(storage, PreparedStorage);
+  for_each_tile(a, a.max_grad_norm > 0, [&](const DeviceRecord& r, Range range, bool is_new) FASTDL_INLINED {
+    const Options& o = (a.rows ? a.rows : a.inline_rows)[r.row].options;
+    Kind::select(o, r.in_double, [&]<class T, class Rule>() FASTDL_INLINED {
+      update_tile<T, Rule>(a, r, factor, range, is_new, storage);
+    });
+  });
+  if (a.records[0].step) {  // all have one, or none
+    grid_sync();            // every block has read the counters
+    for (int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x; k < a.count;
+         k += int64_t(gridDim.x) * kThreads) {
+      const double step = read_one(a.records[k].step, a.records[k].step_dtype) + 1;
+      write<double, 1>(a.records[k].step, a.records[k].step_dtype, 0, {0, 1}, &step);
+    }
+  }
+}
+
+}  // namespace fastdl::optim
