@@ -37,8 +37,11 @@ bool takes_vectors(const void* data, const Shape& shape, size_t along, Operand o
 template <class scalar_t, class Layout>
 void set_vectors(Layout& layout, const Problem& p, const Shape& shape, size_t along) {
   const void* data[kOperands] = {p.input, p.other, p.output};
-  for (Operand k : {kInput, kOther, kOutput})
+  layout.all_vectors = true;
+  for (Operand k : {kInput, kOther, kOutput}) {
     layout.vector[k] = takes_vectors<scalar_t>(data[k], shape, along, k);
+    layout.all_vectors &= layout.vector[k] || !data[k];
+  }
 }
 
 LaunchConfig one_dimensional(int64_t blocks, void* stream) {
@@ -99,14 +102,14 @@ const char* launch_pass(const Arguments& arguments, void* stream) {
 }
 
 template <class scalar_t>
-const char* launch_typed(const Arguments& arguments, void* stream) {
-  if (Activation(arguments.activation) == Activation::kNone) {
-    Arguments plain = arguments;
-    if (plain.backward) plain.other = nullptr;  // the gradient of nothing needs no input
-    return launch_pass<scalar_t, Pass::kPlain>(plain, stream);
+const char* launch_typed(const Arguments& a, void* stream) {
+  if (a.activation != 0 && a.backward) return launch_pass<scalar_t, Pass{true, true, true}>(a, stream);
+  if (a.activation != 0) {
+    return a.other ? launch_pass<scalar_t, Pass{false, true, true}>(a, stream)
+                   : launch_pass<scalar_t, Pass{false, true, false}>(a, stream);
   }
-  return arguments.backward ? launch_pass<scalar_t, Pass::kBackward>(arguments, stream)
-                            : launch_pass<scalar_t, Pass::kForward>(arguments, stream);
+  return a.other && !a.backward ? launch_pass<scalar_t, Pass{false, false, true}>(a, stream)
+                                : launch_pass<scalar_t, Pass{false, false, false}>(a, stream);
 }
 
 }  // namespace

@@ -10,7 +10,8 @@ constexpr int kOctet = 8;
 
 // (batch, rows, columns); the row stride is 1.
 struct Transposed {
-  bool vector[kOperands];  // whether 16 bytes at a time can be accessed at every kVectorSize-th row
+  bool vector[kOperands],
+      all_vectors;  // whether 16 bytes at a time can be accessed at every kVectorSize-th row
   int64_t rows, columns, batch_stride[kOperands], column_stride[kOperands];
   int64_t run;            // columns that a thread walks, a multiple of kOctet
   int64_t threads;        // that have work
@@ -80,7 +81,6 @@ class RowMasks {
 template <class scalar_t, Pass kPass>
 __global__ void __launch_bounds__(kThreads)
     dropout_transposed_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Transposed t) {
-  using acc_t = accumulator_t<scalar_t>;
   constexpr int kSize = kVectorSize<scalar_t>, kHalf = kOctet / 2;
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (thread >= t.threads) return;
@@ -100,13 +100,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t octet = begin; octet < end; octet += kOctet) {
     uint64_t kept = masks.next();
     for (int64_t column = octet; column < octet + kOctet && column < end; column += kHalf) {
-      Vector<scalar_t, kSize> inputs[kHalf], others[kHalf];
+      Vector<scalar_t, kSize> inputs[kHalf], others[kHalf] = {};
       FASTDL_UNROLL
       for (int i = 0; i < kHalf; ++i) {
         if (column + i >= end) break;
         inputs[i] =
             read_rows<scalar_t, kSize>(from + (column + i) * t.column_stride[kInput], t.vector[kInput], rows);
-        if (problem.other) {
+        if (kPass.has_other) {
           others[i] = read_rows<scalar_t, kSize>(other + (column + i) * t.column_stride[kOther],
                                                  t.vector[kOther], rows);
         }
@@ -114,11 +114,9 @@ __global__ void __launch_bounds__(kThreads)
       FASTDL_UNROLL
       for (int i = 0; i < kHalf; ++i) {
         if (column + i >= end) break;
-        auto values = convert_vector<acc_t>(inputs[i]);
-        compute<kPass>(problem, values, convert_vector<acc_t>(others[i]),
-                       [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
-        write_rows(to + (column + i) * t.column_stride[kOutput], t.vector[kOutput], rows,
-                   convert_vector<scalar_t>(values));
+        const auto output = compute<kPass>(problem, inputs[i], others[i],
+                                           [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
+        write_rows(to + (column + i) * t.column_stride[kOutput], t.vector[kOutput], rows, output);
       }
       kept >>= kHalf;
     }
