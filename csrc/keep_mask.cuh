@@ -33,27 +33,33 @@ class MaskReader {
 
   FASTDL_DEVICE bool keeps(uint32_t bits) const { return bits >= mask_.threshold; }
 
-  // The bits of elements index ... index + kCount - 1; kCount is 2, 4 or 8 and divides index.
-  template <int kCount>
-  FASTDL_DEVICE void read(int64_t index, uint32_t (&bits)[kCount]) const {
-    if (mask_.draw == KeepMask::Draw::kNothing) {
+  // bits[u][j]: those of element index + u * stride + j; kCount is 2, 4 or 8 and divides index and stride.
+  template <int kUnits, int kCount>
+  FASTDL_DEVICE void read(int64_t index, int64_t stride, uint32_t (&bits)[kUnits][kCount]) const {
+    const auto each_unit = [&](auto f) {
       FASTDL_UNROLL
-      for (int j = 0; j < kCount; ++j) bits[j] = 0;
+      for (int u = 0; u < kUnits; ++u) f(index + u * stride, bits[u]);
+    };
+    if (mask_.draw == KeepMask::Draw::kNothing) {
+      each_unit([](int64_t, auto& unit) {
+        FASTDL_UNROLL
+        for (uint32_t& b : unit) b = 0;
+      });
     } else if (mask_.group.value > 1) {
-      read_groups(index, bits);
+      each_unit([&](int64_t i, auto& unit) { read_groups(i, unit); });
     } else if (mask_.draw == KeepMask::Draw::kHalves) {
-      read_halves(index, bits);
+      each_unit([&](int64_t i, auto& unit) { read_halves(i, unit); });
     } else {
-      read_words(index, bits);
+      each_unit([&](int64_t i, auto& unit) { read_words(i, unit); });
     }
   }
 
   // Eight decisions, bit j that of element index + j; 8 divides index.
   FASTDL_DEVICE uint32_t octet(int64_t index) const {
-    uint32_t bits[8], kept = 0;
-    read(index, bits);
+    uint32_t bits[1][8], kept = 0;
+    read(index, 0, bits);
     FASTDL_UNROLL
-    for (int j = 0; j < 8; ++j) kept |= keeps(bits[j]) ? 1u << j : 0u;
+    for (int j = 0; j < 8; ++j) kept |= keeps(bits[0][j]) ? 1u << j : 0u;
     return kept;
   }
 

@@ -34,14 +34,17 @@ bool takes_vectors(const void* data, const Shape& shape, size_t along, Operand o
   return true;
 }
 
-template <class scalar_t, class Layout>
-void set_vectors(Layout& layout, const Problem& p, const Shape& shape, size_t along) {
+// Fills in `vector` for each operand; returns whether all that are there take vectors.
+template <class scalar_t>
+bool find_vectors(bool (&vector)[kOperands], const Problem& p, const Shape& shape, size_t along) {
+  if (shape[along].size % kVectorSize<scalar_t> != 0 && shape.size() > 1) return false;
   const void* data[kOperands] = {p.input, p.other, p.output};
-  layout.all_vectors = true;
+  bool all = true;
   for (Operand k : {kInput, kOther, kOutput}) {
-    layout.vector[k] = takes_vectors<scalar_t>(data[k], shape, along, k);
-    layout.all_vectors &= layout.vector[k] || !data[k];
+    vector[k] = takes_vectors<scalar_t>(data[k], shape, along, k);
+    all = all && (vector[k] || !data[k]);
   }
+  return all;
 }
 
 LaunchConfig one_dimensional(int64_t blocks, void* stream) {
@@ -63,7 +66,8 @@ const char* launch_transposed(const Problem& problem, const Shape& shape, void* 
   const size_t n = shape.size();
   const Dimension &rows = shape[n - 2], &columns = shape[n - 1];
   Transposed t{};
-  set_vectors<scalar_t>(t, problem, shape, n - 2);
+  bool vector[kOperands];
+  t.vectors = find_vectors<scalar_t>(vector, problem, shape, n - 2);
   t.rows = rows.size, t.columns = columns.size;
   const int64_t batch = n == 3 ? shape[0].size : 1, bundles = ceil_div(t.rows, kVectorSize<scalar_t>);
   for (int k = 0; k < kOperands; ++k) {
@@ -86,12 +90,12 @@ const char* launch_pass(const Arguments& arguments, void* stream) {
   const size_t inner = shape.size() - 1;
   if (is_linear(shape)) {
     Linear layout{};
-    set_vectors<scalar_t>(layout, problem, shape, inner);
+    layout.all_vectors = find_vectors<scalar_t>(layout.vector, problem, shape, inner);
     return launch_in_order<scalar_t, kPass>(problem, layout, stream);
   }
   if (is_transposed(shape)) return launch_transposed<scalar_t, kPass>(problem, shape, stream);
   Strided layout{};
-  if (shape[inner].size % kVectorSize<scalar_t> == 0) set_vectors<scalar_t>(layout, problem, shape, inner);
+  layout.all_vectors = find_vectors<scalar_t>(layout.vector, problem, shape, inner);
   layout.dims = int(shape.size());
   if (layout.dims > kMaxDims) return "more than 64 dimensions";
   for (int d = 0; d < layout.dims; ++d) {

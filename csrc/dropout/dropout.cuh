@@ -81,6 +81,7 @@ struct Strided {
 
   FASTDL_DEVICE Place find(int64_t index) const {
     Place place{};
+#pragma unroll 1
     for (int d = dims - 1; d >= 0; --d) {
       const int64_t outer = d > 0 ? size[d].quotient(index) : 0;
       const int64_t position = index - outer * size[d].value;
@@ -100,10 +101,8 @@ struct Strided {
 // arrive, so that loads do not wait for each other.
 using Packed = Vector<uint32_t, 4>;
 
-template <class scalar_t>
-FASTDL_DEVICE Packed load_packed(const void* data, int64_t offset) {
-  return load<Cache::kStreaming>(
-      reinterpret_cast<const Packed*>(static_cast<const scalar_t*>(data) + offset));
+FASTDL_DEVICE Packed load_packed(const void* address) {
+  return load<Cache::kStreaming>(static_cast<const Packed*>(address));
 }
 template <class scalar_t>
 FASTDL_DEVICE Vector<scalar_t, kVectorSize<scalar_t>> unpack(const Packed& packed) {
@@ -117,21 +116,24 @@ template <class scalar_t, Pass kPass, class Layout>
 FASTDL_DEVICE void dropout_vectors(const Problem& problem, const Layout& layout, const MaskReader& mask,
                                    int64_t first) {
   constexpr int kSize = kVectorSize<scalar_t>, kStride = kThreads * kSize;
+  const scalar_t *from = static_cast<const scalar_t*>(problem.input),
+                 *beside = static_cast<const scalar_t*>(problem.other);
   Place place[kUnits];
   Packed input[kUnits], other[kUnits] = {};
   FASTDL_UNROLL
   for (int u = 0; u < kUnits; ++u) {
     place[u] = layout.find(first + u * kStride);
-    input[u] = load_packed<scalar_t>(problem.input, place[u].offset[kInput]);
-    if (kPass.has_other) other[u] = load_packed<scalar_t>(problem.other, place[u].offset[kOther]);
+    input[u] = load_packed(from + place[u].offset[kInput]);
+    if (kPass.has_other) other[u] = load_packed(beside + place[u].offset[kOther]);
   }
+  uint32_t bits[kUnits][kSize];
+  mask.read(first, kStride, bits);
   FASTDL_UNROLL
   for (int u = 0; u < kUnits; ++u) {
-    uint32_t bits[kSize];
-    mask.read(first + u * kStride, bits);
     const auto output = compute<kPass>(problem, unpack<scalar_t>(input[u]), unpack<scalar_t>(other[u]),
-                                       [&](int j) { return mask.keeps(bits[j]); });
-    store_vector(static_cast<scalar_t*>(problem.output) + place[u].offset[kOutput], output);
+                                       [&](int j) { return mask.keeps(bits[u][j]); });
+    store_vector<Cache::kStreaming>(static_cast<scalar_t*>(problem.output) + place[u].offset[kOutput],
+                                    output);
   }
 }
 
@@ -169,7 +171,8 @@ FASTDL_DEVICE void write(void* data, const Layout& layout, const Place& place, i
                          const Vector<scalar_t, kSize>& values) {
   scalar_t* to = static_cast<scalar_t*>(data);
   if (layout.vector[kOutput] && index + kSize <= numel) {
-    return store_vector(to + place.offset[kOutput], values);
+    store_vector<Cache::kStreaming>(to + place.offset[kOutput], values);
+    return;
   }
   for_each_element<kSize>(layout, kOutput, place, index, numel,
                           [&](int j, int64_t offset) { store(to + offset, values[j]); });
@@ -188,9 +191,9 @@ FASTDL_DEVICE void dropout_elements(const Problem& problem, const Layout& layout
     const auto input = read<scalar_t>(problem.input, layout, kInput, place, index, numel);
     Vector<scalar_t, kSize> other{};
     if (kPass.has_other) other = read<scalar_t>(problem.other, layout, kOther, place, index, numel);
-    uint32_t bits[kSize];
-    mask.read(index, bits);
-    const auto output = compute<kPass>(problem, input, other, [&](int j) { return mask.keeps(bits[j]); });
+    uint32_t bits[1][kSize];
+    mask.read(index, 0, bits);
+    const auto output = compute<kPass>(problem, input, other, [&](int j) { return mask.keeps(bits[0][j]); });
     write(problem.output, layout, place, index, numel, output);
   }
 }

@@ -6,39 +6,16 @@
 
 namespace fastdl::dropout {
 
-constexpr int kOctet = 8;
+constexpr int kOctet = 8;  // columns, and decisions of a Philox call
 
 // (batch, rows, columns); the row stride is 1.
 struct Transposed {
-  bool vector[kOperands],
-      all_vectors;  // whether 16 bytes at a time can be accessed at every kVectorSize-th row
+  bool vectors;  // whether every vector of rows is aligned and whole
   int64_t rows, columns, batch_stride[kOperands], column_stride[kOperands];
-  int64_t run;            // columns that a thread walks, a multiple of kOctet
   int64_t threads;        // that have work
+  int64_t run;            // columns that a thread walks, a multiple of kOctet
   Divisor bundles, runs;  // vectors of rows, runs of columns of a matrix
 };
-
-// Up to kSize neighbours in memory, `count` of them present.
-template <class scalar_t, int kSize>
-FASTDL_DEVICE Vector<scalar_t, kSize> read_rows(const scalar_t* from, bool vector, int64_t count) {
-  if (vector && count >= kSize) return load_vector<kSize, Cache::kStreaming>(from);
-  Vector<scalar_t, kSize> result{};
-  FASTDL_UNROLL
-  for (int j = 0; j < kSize; ++j) {
-    if (j < count) result[j] = load(from + j);
-  }
-  return result;
-}
-
-template <class scalar_t, int kSize>
-FASTDL_DEVICE void write_rows(scalar_t* to, bool vector, int64_t count,
-                              const Vector<scalar_t, kSize>& values) {
-  if (vector && count >= kSize) return store_vector(to, values);
-  FASTDL_UNROLL
-  for (int j = 0; j < kSize; ++j) {
-    if (j < count) store(to + j, values[j]);
-  }
-}
 
 // The decisions of kSize rows, eight columns at a time. Rows need not begin at a multiple of eight: what a
 // Philox call gives beyond the eight columns is kept for the next.
@@ -48,7 +25,7 @@ class RowMasks {
   // first: logical index of the first row's element; the next row's is `columns` further.
   FASTDL_DEVICE RowMasks(const MaskReader& mask, int64_t first, int64_t columns)
       : mask_(mask), first_(first), columns_(columns) {
-    FASTDL_UNROLL
+#pragma unroll 1
     for (int j = 0; j < kSize; ++j) {
       const int64_t index = first + j * columns;
       const int phase = int(index % kOctet);
@@ -77,7 +54,52 @@ class RowMasks {
   uint64_t ahead_ = 0;  // a byte a row
 };
 
-// Grid: threads by bundle of rows, then run of columns, then matrix.
+// Where a thread's vectors of rows lie in the operands, from the first column of the matrix on.
+template <class scalar_t>
+struct Columns {
+  const scalar_t *input, *other;
+  scalar_t* output;
+};
+
+// kCount columns of vectors that all operands take.
+template <class scalar_t, Pass kPass, int kCount>
+FASTDL_DEVICE void transposed_vectors(const Problem& problem, const Transposed& t,
+                                      const Columns<scalar_t>& at, int64_t column, uint64_t kept) {
+  Packed input[kCount], other[kCount] = {};
+  FASTDL_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    input[i] = load_packed(at.input + (column + i) * t.column_stride[kInput]);
+    if (kPass.has_other) other[i] = load_packed(at.other + (column + i) * t.column_stride[kOther]);
+  }
+  FASTDL_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    const auto output = compute<kPass>(problem, unpack<scalar_t>(input[i]), unpack<scalar_t>(other[i]),
+                                       [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
+    store_vector<Cache::kStreaming>(at.output + (column + i) * t.column_stride[kOutput], output);
+  }
+}
+
+// One column of `count` rows, up to a vector.
+template <class scalar_t, Pass kPass>
+FASTDL_DEVICE void transposed_elements(const Problem& problem, const Transposed& t,
+                                       const Columns<scalar_t>& at, int64_t column, int64_t count,
+                                       uint64_t kept) {
+  constexpr int kSize = kVectorSize<scalar_t>;
+  Vector<scalar_t, kSize> input{}, other{};
+  FASTDL_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < count) input[j] = load(at.input + column * t.column_stride[kInput] + j);
+    if (kPass.has_other && j < count) other[j] = load(at.other + column * t.column_stride[kOther] + j);
+  }
+  const auto output =
+      compute<kPass>(problem, input, other, [&](int j) { return (kept >> (kOctet * j) & 1) != 0; });
+  FASTDL_UNROLL
+  for (int j = 0; j < kSize; ++j) {
+    if (j < count) store(at.output + column * t.column_stride[kOutput] + j, output[j]);
+  }
+}
+
+// Grid: threads by vector of rows, then run of columns, then matrix.
 template <class scalar_t, Pass kPass>
 __global__ void __launch_bounds__(kThreads)
     dropout_transposed_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Transposed t) {
@@ -85,40 +107,26 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (thread >= t.threads) return;
   const int64_t line = t.bundles.quotient(thread), matrix = t.runs.quotient(line);
-  const int64_t row = (thread - line * t.bundles.value) * kSize, rows = t.rows - row;
+  const int64_t row = (thread - line * t.bundles.value) * kSize;
   const int64_t begin = (line - matrix * t.runs.value) * t.run;
   const int64_t end = begin + t.run < t.columns ? begin + t.run : t.columns;
-  const auto offset = [&](int operand, int64_t column) {
-    return matrix * t.batch_stride[operand] + column * t.column_stride[operand] + row;
-  };
-  const scalar_t* from = static_cast<const scalar_t*>(problem.input) + offset(kInput, 0);
-  const scalar_t* other = static_cast<const scalar_t*>(problem.other) + offset(kOther, 0);
-  scalar_t* to = static_cast<scalar_t*>(problem.output) + offset(kOutput, 0);
-
+  const Columns<scalar_t> at{
+      static_cast<const scalar_t*>(problem.input) + matrix * t.batch_stride[kInput] + row,
+      static_cast<const scalar_t*>(problem.other) + matrix * t.batch_stride[kOther] + row,
+      static_cast<scalar_t*>(problem.output) + matrix * t.batch_stride[kOutput] + row};
   const MaskReader mask(problem.mask);
   RowMasks<kSize> masks(mask, (matrix * t.rows + row) * t.columns + begin, t.columns);
   for (int64_t octet = begin; octet < end; octet += kOctet) {
     uint64_t kept = masks.next();
-    for (int64_t column = octet; column < octet + kOctet && column < end; column += kHalf) {
-      Vector<scalar_t, kSize> inputs[kHalf], others[kHalf] = {};
-      FASTDL_UNROLL
-      for (int i = 0; i < kHalf; ++i) {
-        if (column + i >= end) break;
-        inputs[i] =
-            read_rows<scalar_t, kSize>(from + (column + i) * t.column_stride[kInput], t.vector[kInput], rows);
-        if (kPass.has_other) {
-          others[i] = read_rows<scalar_t, kSize>(other + (column + i) * t.column_stride[kOther],
-                                                 t.vector[kOther], rows);
-        }
+    if (t.vectors && octet + kOctet <= end) {
+#pragma unroll 1
+      for (int64_t column = octet; column < octet + kOctet; column += kHalf, kept >>= kHalf) {
+        transposed_vectors<scalar_t, kPass, kHalf>(problem, t, at, column, kept);
       }
-      FASTDL_UNROLL
-      for (int i = 0; i < kHalf; ++i) {
-        if (column + i >= end) break;
-        const auto output = compute<kPass>(problem, inputs[i], others[i],
-                                           [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
-        write_rows(to + (column + i) * t.column_stride[kOutput], t.vector[kOutput], rows, output);
-      }
-      kept >>= kHalf;
+      continue;
+    }
+    for (int64_t column = octet; column < octet + kOctet && column < end; ++column, kept >>= 1) {
+      transposed_elements<scalar_t, kPass>(problem, t, at, column, t.rows - row, kept);
     }
   }
 }
