@@ -2,7 +2,7 @@
 #pragma once
 #include "divisor.cuh"
 #include "philox.cuh"
-#include "simt.h"
+#include "vector.cuh"
 
 namespace fastdl {
 
@@ -29,7 +29,7 @@ struct KeepMask {
 class MaskReader {
  public:
   FASTDL_DEVICE explicit MaskReader(const KeepMask& mask)
-      : mask_(mask), seed_(mask.draw == KeepMask::Draw::kNothing ? 0 : uint64_t(*mask.seed)) {}
+      : mask_(mask), seed_(mask.draw == KeepMask::Draw::kNothing ? 0 : uint64_t(load(mask.seed))) {}
 
   FASTDL_DEVICE bool keeps(uint32_t bits) const { return bits >= mask_.threshold; }
 
