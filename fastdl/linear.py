@@ -154,7 +154,7 @@ def linear(
             "expand it first"
         )
     if preactivation is not None:
-        if p == 0 and residual is None or not is_ours(preactivation):
+        if (p == 0 and residual is None) or not is_ours(preactivation):
             return _plain(preactivation, activation, p, residual)
         return drop(preactivation, p, False, activation, residual, 1)
     seed = new_seed(input.device) if p > 0 else None
