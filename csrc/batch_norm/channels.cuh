@@ -110,7 +110,7 @@ struct Reader {
     if (in_one(p, from)) {
       ptx::copy_async<16>(ptx::shared_address(slot), from);
     } else {
-      *slot = read(p);
+      store(slot, read(p));
     }
   }
 };
