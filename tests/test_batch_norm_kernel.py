@@ -4,10 +4,8 @@ import ctypes
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-import fastdl.functional as fF
-from fastdl import _C, _library
+from fastdl import _C
 from fastdl.batch_norm import batch_norm_backward_reference, batch_norm_reference, read_mask
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
