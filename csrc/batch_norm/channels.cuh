@@ -332,7 +332,7 @@ struct Team {
         __threadfence();
         atomicAdd(arrivals, 1u);
         const unsigned all = rounds * unsigned(plan.team);
-        spin_until([&] { return *static_cast<volatile unsigned*>(arrivals) >= all; });
+        spin_until([&] { return load_atomic(arrivals) >= all; });
         __threadfence();
       }
       __syncthreads();
