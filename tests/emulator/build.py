@@ -146,7 +146,7 @@ def build(flavour: str = "plain") -> str:
     include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
     glue = [*COMMON, "-O1", *include, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
     jobs = runtime_jobs(flavour)
-    jobs += [(source, kernel_flags(flavour)) for source in sorted(ROOT.glob("csrc/*/api.cu"))]
+    jobs += [(source, kernel_flags(flavour)) for source in sorted(ROOT.glob("csrc/*/api*.cu"))]
     jobs += [(source, glue) for source in sorted(ROOT.glob("csrc/*/op.cpp"))]
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
     with locked(folder):
