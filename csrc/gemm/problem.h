@@ -18,7 +18,7 @@ struct Matrix {
   const void* data;
   int64_t row, column, batch;
 
-  Matrix transposed() const { return {data, column, row, batch}; }
+  FASTDL_HOST_DEVICE Matrix transposed() const { return {data, column, row, batch}; }
 };
 
 // What happens to each sum, in this order; null pointers mean absent. Tensors are of the product's dtype
