@@ -13,7 +13,7 @@ from torch._prims_common import suggest_memory_format
 from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastdl._library import define
+from fastdl._library import BUILD, define
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.batch_norm_checks import check, check_dropout
 from fastdl.philox import keep_mask, new_seed
@@ -33,7 +33,7 @@ def _reduced(input: Tensor) -> list[int]:
 def batch_norm_reference(
     input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
     running_var: Tensor | None, num_batches_tracked: Tensor | None, seed: Tensor | None, training: bool,
-    momentum: float | None, eps: float, activation: int, p: float,
+    momentum: float | None, eps: float, activation: int, p: float, save_mask: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y = (x - mean) / sqrt(var + eps) * weight + bias in float64, then residual, activation and dropout."""
     x, count = input.double(), input.numel() // max(input.size(1), 1)
@@ -56,7 +56,7 @@ def batch_norm_reference(
     if p > 0 and seed is not None:
         y = torch.where(keep_mask(y.shape, seed, p), y / (1 - p) if p < 1 else 0.0, 0.0)
     output = torch.empty_like(input, memory_format=suggest_memory_format(input)).copy_(y)
-    return output, mean.clone(), invstd, _no_mask(input)
+    return output, mean.clone(), invstd, input.new_empty(0, dtype=torch.uint8)
 
 
 def batch_norm_backward_reference(
@@ -72,7 +72,10 @@ def batch_norm_backward_reference(
     normalized = (x - _channels(mean, x)) * _channels(invstd, x)
     if p > 0 and seed is not None:
         g = torch.where(keep_mask(g.shape, seed, p), g / (1 - p) if p < 1 else 0.0, 0.0)
-    g = activation_backward(g, _affine(normalized, weight, bias, residual), _NAMES[activation])
+    y = _affine(normalized, weight, bias, residual)
+    if mask is not None and mask.numel() > 0:
+        y = torch.where(read_mask(mask, input), 1.0, -1.0).double()  # the side of zero that the forward saw
+    g = activation_backward(g, y, _NAMES[activation])
     grad_bias, grad_weight = g.sum(_reduced(x)), (g * normalized).sum(_reduced(x))
     grad_input = g
     if training:
@@ -93,14 +96,40 @@ def _affine(normalized: Tensor, weight: Tensor | None, bias: Tensor | None, resi
     return y if residual is None else y + residual.double()
 
 
-def _no_mask(input: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=input.device)
+def _rows(input: Tensor) -> tuple[int, int, bool]:
+    """(rows, length of a row, channels last) of the memory order, as csrc/batch_norm/layout.h."""
+    channels = input.size(1)
+    last = channels != 1 and (
+        suggest_memory_format(input) != torch.contiguous_format or input.numel() == input.size(0) * channels
+    )
+    length = channels if last else input.numel() // max(1 if channels == 1 else input.size(0) * channels, 1)
+    return input.numel() // max(length, 1), length, last
+
+
+def read_mask(mask: Tensor, input: Tensor) -> Tensor:
+    """Return the bits of the kernels' mask (csrc/batch_norm/problem.h, mask_bytes), bool of the input's shape."""
+    rows, length, last = _rows(input)
+    row = torch.arange(rows, device=input.device).unsqueeze(1)
+    at = torch.arange(length, device=input.device).expand(rows, -1)
+    if last:
+        byte = row * ((length + 7) // 8) + at // 8
+    else:
+        at = row * length + at
+        byte = at // 8 + (row if length % 8 else 0)
+    bits = (mask[byte] >> (at % 8).to(torch.uint8) & 1).bool()
+    if not last:
+        return bits.reshape(input.shape)
+    return bits.reshape(input.size(0), *input.shape[2:], -1).movedim(-1, 1)
 
 
 def _forward_fake(input: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     output = torch.empty_like(input, memory_format=suggest_memory_format(input))
     saved = [input.new_empty(input.size(1), dtype=torch.float64) for _ in range(2)]
-    return output, saved[0], saved[1], _no_mask(input)
+    size = 0
+    if len(args) == 13 and args[12] and input.device.type == "cuda" and BUILD["cuda"]:  # save_mask
+        rows, length, _ = _rows(input)
+        size = rows * ((length + 7) // 8 + (1 if length % 8 else 0))
+    return output, saved[0], saved[1], input.new_empty(size, dtype=torch.uint8)
 
 
 def _backward_fake(
@@ -114,12 +143,12 @@ def _backward_fake(
     return tuple(t if n else input.new_empty(0) for t, n in zip(grads, needed))  # type: ignore[return-value]
 
 
-# Returns output, the statistics in float64 (mean/std of 1e6 would lose digits in float32), and a bit per element
-# where the kernels keep the activation's branch instead of the residual.
+# Returns output, the statistics in float64 (mean/std of 1e6 would lose digits in float32), and with `save_mask`, from
+# the kernels only, a bit per element: which branch ReLU or LeakyReLU took, so that the residual need not be kept.
 _forward = define(
     "batch_norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor? seed, bool training, float? momentum, "
-    "float eps, int activation, float p) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float eps, int activation, float p, bool save_mask=False) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_forward_fake,
     reference=batch_norm_reference,
 )
@@ -136,7 +165,8 @@ class _BatchNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         input, residual, weight, bias = args[:4]
-        output, mean, invstd, mask = _forward(*args)
+        branches = _NAMES[args[11]] in ("relu", "leaky_relu")
+        output, mean, invstd, mask = _forward(*args, branches and residual is not None)
         ctx.options = (args[8], *args[10:])  # training, eps, activation, p
         if args[11] == CODES[None] or mask.numel() > 0:
             residual = None  # the gradient does not depend on it, or the mask says all

@@ -44,7 +44,7 @@ def test_only_api_files_launch():
     guilty = [
         p.relative_to(ROOT)
         for p in [*CSRC.rglob("*.cuh"), *CSRC.rglob("*.cpp"), *CSRC.rglob("*.cu")]
-        if re.search(r"<<<|\blaunch\(", code(p)) and not re.fullmatch(r"api\w*\.cu|simt\.h", p.name)
+        if re.search(r"<<<|\blaunch\(", code(p)) and p.name != "simt.h" and not re.fullmatch(r"api\w*\.cu", p.name)
     ]
     assert guilty == []
 

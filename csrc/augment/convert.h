@@ -70,14 +70,18 @@ FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t
   }
 }
 
-// sum[i] = weights[0] * rows[0][i] + weights[1] * rows[1][i] + …, in that order.
-template <class In>
-FASTDL_CLONES void blend_rows(const In* __restrict first, int64_t row_stride, const float* __restrict weights,
-                              int rows, float* __restrict sum, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) sum[i] = multiply(weights[0], float(first[i]));
-  for (int k = 1; k < rows; ++k) {
-    const In* __restrict row = first + k * row_stride;
-    for (int64_t i = 0; i < n; ++i) sum[i] = add(sum[i], multiply(weights[k], float(row[i])));
+constexpr int64_t kChunk = 256;
+
+// Three planes, from their last pixel backwards, to planes or to interleaved pixels.
+template <class T>
+FASTDL_INLINE void write_mirrored(const T* red, const T* green, const T* blue, T* __restrict to, int64_t step,
+                                  int64_t channel, int64_t n) {
+  if (step == 3) {
+    for (int64_t i = 0; i < n; ++i) to[3 * i] = red[-i], to[3 * i + 1] = green[-i], to[3 * i + 2] = blue[-i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = red[-i];
+    for (int64_t i = 0; i < n; ++i) to[channel + i] = green[-i];
+    for (int64_t i = 0; i < n; ++i) to[2 * channel + i] = blue[-i];
   }
 }
 
@@ -95,12 +99,20 @@ FASTDL_CLONES void copy_pixels(const T* __restrict from, int64_t from_step, int6
     for (int64_t i = 0; i < n; ++i) to[3 * i] = red[i], to[3 * i + 1] = green[i], to[3 * i + 2] = blue[i];
   } else if (from_channel == 1 && to_channel == 1 && from_step == channels && to_step == channels) {
     std::copy_n(from, n * channels, to);
-  } else if (from_channel == 1 && to_channel == 1 && channels == 3) {  // flipped pixels
-    for (int64_t i = 0; i < n; ++i) {
-      const T* pixel = from + i * from_step;
-      T* target = to + i * to_step;
-      target[0] = pixel[0], target[1] = pixel[1], target[2] = pixel[2];
+  } else if (channels == 3 && from_channel == 1 &&
+             from_step == -3) {  // flipped: through planes of a few pixels
+    T planes[3][kChunk];
+    for (int64_t begin = 0; begin < n; begin += kChunk) {
+      const int64_t count = std::min(kChunk, n - begin);
+      const T* lowest = from - 3 * (begin + count - 1);
+      for (int64_t i = 0; i < count; ++i) {
+        planes[0][i] = lowest[3 * i], planes[1][i] = lowest[3 * i + 1], planes[2][i] = lowest[3 * i + 2];
+      }
+      write_mirrored(planes[0] + count - 1, planes[1] + count - 1, planes[2] + count - 1,
+                     to + begin * to_step, to_step, to_channel, count);
     }
+  } else if (channels == 3 && from_step == -1 && to_step == 3 && to_channel == 1) {
+    write_mirrored(from, from + from_channel, from + 2 * from_channel, to, to_step, to_channel, n);
   } else {
     for (int64_t c = 0; c < channels; ++c) {
       const T* source = from + c * from_channel;

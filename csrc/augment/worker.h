@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 #include <vector>
-#include "augment/convert.h"
+#include "augment/blend.h"
 
 namespace fastdl::augment {
 
@@ -146,36 +146,23 @@ class Worker {
       }
       corner = band_.data(), pixel = 1;
     }
-    const int64_t line = box.width * (interleaved ? c_ : 1), lines = interleaved ? 1 : c_;
-    sum_.resize(line);
-    pixels_.resize(w_ * c_);
-    const int64_t step = p_.channels_last ? c_ : 1, out_channel = p_.channels_last ? 1 : w_;
-    for (int64_t y = 0; y < h_; ++y) {
-      for (int64_t l = 0; l < lines; ++l) {
-        blend_rows(corner + rows_.first[y] * row + l * channel, row, rows_.weight.data() + y * rows_.most,
-                   rows_.count[y], sum_.data(), line);
-        float* to = pixels_.data() + l * out_channel;
-        if (interleaved) {
-          blend_columns(c_, c_, to, step, out_channel, box.flip);
-        } else {
-          blend_columns(1, 1, to, step, out_channel, box.flip);
-        }
+    // Eight rows of output at a time: blend source rows, turn the sums, blend columns, turn back.
+    const int64_t line = box.width * (interleaved ? c_ : 1), planes = interleaved ? 1 : c_;
+    const int64_t padded = (line * planes + kLanes - 1) / kLanes * kLanes;
+    sum_.resize(padded * kLanes), turned_.resize(padded * kLanes), pixels_.resize(w_ * c_ * kLanes);
+    const Columns columns{columns_.first.data(), columns_.count.data(), columns_.weight.data(),
+                          columns_.most,         interleaved ? c_ : 1,  interleaved ? 1 : line};
+    for (int64_t y = 0; y < h_; y += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, h_ - y);
+      for (int64_t i = 0; i < count * planes; ++i) {
+        const int64_t at = y + i / planes, plane = i % planes;
+        blend_rows(corner + rows_.first[at] * row + plane * channel, row,
+                   rows_.weight.data() + at * rows_.most, rows_.count[at],
+                   sum_.data() + i / planes * padded + plane * line, line);
       }
-      emit(pixels_.data(), output, y, 1);
-    }
-  }
-
-  // Output pixels of a line of sums with `channels` interleaved elements a pixel.
-  void blend_columns(int64_t channels, int64_t pixel, float* to, int64_t step, int64_t channel, bool flip) {
-    for (int64_t x = 0; x < w_; ++x) {
-      const float* weight = columns_.weight.data() + x * columns_.most;
-      float* target = to + (flip ? w_ - 1 - x : x) * step;
-      for (int64_t c = 0; c < channels; ++c) {
-        const float* from = sum_.data() + columns_.first[x] * pixel + c;
-        float total = multiply(weight[0], from[0]);
-        for (int k = 1; k < columns_.count[x]; ++k) total = add(total, multiply(weight[k], from[k * pixel]));
-        target[c * channel] = total;
-      }
+      turn_rows(sum_.data(), padded, turned_.data(), padded);
+      blend_columns(turned_.data(), columns, pixels_.data(), w_ * c_, w_, c_, !p_.channels_last, box.flip);
+      for (int64_t i = 0; i < count; ++i) emit(pixels_.data() + i * w_ * c_, output, y + i, 1);
     }
   }
 
@@ -183,7 +170,7 @@ class Worker {
   const Plan& plan_;
   const int64_t c_, h_, w_;
   std::vector<int32_t> x_;
-  std::vector<float> high_, low_, bias_, sum_, pixels_;
+  std::vector<float> high_, low_, bias_, sum_, turned_, pixels_;
   std::vector<In> band_;
   Axis rows_, columns_;
 };

@@ -80,7 +80,7 @@ Keep read_keep(const optional<Tensor>& seed, double p) {
   STD_TORCH_CHECK(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
                   "batch_norm: seed must be one int64 value");
   keep.on = true, keep.seed = uint64_t(*seed->const_data_ptr<int64_t>()), keep.rule = KeepRule::of(p);
-  keep.scale = p >= 1 ? 0 : 1 / (1 - p);
+  keep.scale = KeepRule::scale(p);
   return keep;
 }
 
@@ -206,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(
     const Tensor& input, const optional<Tensor>& residual, const optional<Tensor>& weight,
     const optional<Tensor>& bias, const optional<Tensor>& running_mean, const optional<Tensor>& running_var,
     const optional<Tensor>& num_batches_tracked, const optional<Tensor>& seed, bool training,
-    optional<double> momentum, double eps, int64_t activation, double p) {
+    optional<double> momentum, double eps, int64_t activation, double p, bool /*save_mask*/) {
   const BatchNormLayout layout(input);
   const View v = view_of(layout);
   const Tensor x = torch::stable::contiguous(input, layout.format);

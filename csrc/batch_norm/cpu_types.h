@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "philox.cuh"
+#include "batch_norm/problem.h"
 
 namespace fastdl {
 
@@ -20,9 +20,6 @@ struct AccType<double> {
 };
 template <class scalar_t>
 using acc_of = typename AccType<scalar_t>::type;
-
-// fastdl/activation.py CODES
-enum Activation : int64_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };
 
 // Rows of `length` contiguous elements. Channels last: element i of a row is channel i % C (short rows are
 // taken `fold` at a time). Otherwise row r is channel r % C.

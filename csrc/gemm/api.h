@@ -25,7 +25,7 @@ const char* launch_split_sum(const Problem& problem, int splits, void* workspace
 struct ActivationBackward {
   int64_t rows, n;
   Dtype dtype;
-  Activation activation;
+  int32_t activation;
   bool aligned;             // as in Epilogue
   const void* grad_output;  // adjacent columns
   int64_t grad_row;

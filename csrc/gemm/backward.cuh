@@ -43,8 +43,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
     if (p.saved) {
       const auto saved =
           load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(p.saved) + index, inside, p.aligned);
-      FASTDL_UNROLL
-      for (int j = 0; j < kCount; ++j) value[j] = value[j] * activation_slope(saved[j], p.activation);
+      activate_backward(value, saved, p.activation);
     }
     store_columns<scalar_t, kCount>(static_cast<scalar_t*>(p.grad_input) + index, value, inside, p.aligned);
     FASTDL_UNROLL
@@ -53,13 +52,17 @@ __global__ void __launch_bounds__(kBackwardThreads)
   if (!partial) return;
   FASTDL_UNROLL
   for (int j = 0; j < kCount; ++j) sums[(slot * kCount + j) * lanes + lane] = sum[j];
-  __syncthreads();
-  const int x = int(threadIdx.x) % lanes;
-  for (int j = int(threadIdx.x) / lanes; j < kCount; j += slots) {
-    if (column0 + x * kCount + j >= p.n) continue;
-    acc_t total = acc_t(0);
-    for (int s = 0; s < slots; ++s) total += sums[(s * kCount + j) * lanes + x];
-    store(partial + row_block * p.n + column0 + x * kCount + j, total);
+  for (int half = slots / 2; half > 0; half /= 2) {  // in pairs: few roundings
+    __syncthreads();
+    if (slot >= half) continue;
+    FASTDL_UNROLL
+    for (int j = 0; j < kCount; ++j)
+      sums[(slot * kCount + j) * lanes + lane] += sums[((slot + half) * kCount + j) * lanes + lane];
+  }
+  if (slot > 0) return;
+  FASTDL_UNROLL
+  for (int j = 0; j < kCount; ++j) {
+    if (j < inside) store(partial + row_block * p.n + column + j, sums[j * lanes + lane]);
   }
 }
 

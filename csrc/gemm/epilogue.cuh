@@ -2,63 +2,28 @@
 // is accessed 16 bytes at once and eight columns share one draw of dropout's random bits. See Epilogue in
 // problem.h.
 #pragma once
+#include "activation.cuh"
 #include "gemm/problem.h"
 #include "vector.cuh"
 
 namespace fastdl::gemm {
 
-constexpr double kLeakySlope = 0.01, kHalfSqrt = 0.70710678118654752, kInverseSqrtTwoPi = 0.39894228040143268,
-                 kTanhScale = 0.79788456080286536, kTanhCube = 0.044715;
-
-// C++ overloads these for float and double on both compilers.
-template <class acc_t>
-FASTDL_DEVICE acc_t sigmoid(acc_t x) {
-  return acc_t(1) / (acc_t(1) + exp(-x));
+template <int kCount, class acc_t>
+FASTDL_DEVICE void activate(Vector<acc_t, kCount>& value, int32_t activation) {
+  with_activation(Activation(activation), [&]<class Function>(Function) {
+    FASTDL_UNROLL
+    for (int j = 0; j < kCount; ++j) value[j] = Function::value(value[j]);
+  });
 }
 
-template <class acc_t>
-FASTDL_DEVICE acc_t activate(acc_t x, Activation activation) {
-  switch (activation) {
-    case kRelu:
-      return x < acc_t(0) ? acc_t(0) : x;  // NaN passes
-    case kLeakyRelu:
-      return x < acc_t(0) ? x * acc_t(kLeakySlope) : x;
-    case kSilu:
-      return x * sigmoid(x);
-    case kGelu:
-      return acc_t(0.5) * x * (acc_t(1) + erf(x * acc_t(kHalfSqrt)));
-    case kGeluTanh:
-      return acc_t(0.5) * x * (acc_t(1) + tanh(acc_t(kTanhScale) * (x + acc_t(kTanhCube) * x * x * x)));
-    default:
-      return x;
-  }
-}
-
-// The derivative at the preactivation x; relu's and leaky_relu's need its sign only.
-template <class acc_t>
-FASTDL_DEVICE acc_t activation_slope(acc_t x, Activation activation) {
-  switch (activation) {
-    case kRelu:
-      return x <= acc_t(0) ? acc_t(0) : acc_t(1);
-    case kLeakyRelu:
-      return x <= acc_t(0) ? acc_t(kLeakySlope) : acc_t(1);
-    case kSilu: {
-      const acc_t s = sigmoid(x);
-      return s * (acc_t(1) + x * (acc_t(1) - s));
-    }
-    case kGelu: {
-      const acc_t cdf = acc_t(0.5) * (acc_t(1) + erf(x * acc_t(kHalfSqrt)));
-      return cdf + x * acc_t(kInverseSqrtTwoPi) * exp(acc_t(-0.5) * x * x);
-    }
-    case kGeluTanh: {
-      const acc_t square = x * x;
-      const acc_t t = tanh(acc_t(kTanhScale) * (x + acc_t(kTanhCube) * square * x));
-      const acc_t inner = acc_t(kTanhScale) * (acc_t(1) + acc_t(3 * kTanhCube) * square);
-      return acc_t(0.5) * (acc_t(1) + t) + acc_t(0.5) * x * (acc_t(1) - t * t) * inner;
-    }
-    default:
-      return acc_t(1);
-  }
+// grad times the derivative at `saved`: the preactivation, or what has its sign.
+template <int kCount, class acc_t>
+FASTDL_DEVICE void activate_backward(Vector<acc_t, kCount>& grad, const Vector<acc_t, kCount>& saved,
+                                     int32_t activation) {
+  with_activation(Activation(activation), [&]<class Function>(Function) {
+    FASTDL_UNROLL
+    for (int j = 0; j < kCount; ++j) grad[j] = Function::gradient(grad[j], saved[j]);
+  });
 }
 
 // Bit j: whether element index + j survives dropout; the bits of keep_element, eight (or four) to a call.
@@ -151,10 +116,7 @@ FASTDL_DEVICE void apply_epilogue(const Problem& p, const Columns& at, uint64_t 
       store_columns<scalar_t, kCount>(static_cast<scalar_t*>(e.preactivation) + index, value, at.inside,
                                       e.aligned);
     }
-    if (!e.saved && e.activation != kNone) {
-      FASTDL_UNROLL
-      for (int j = 0; j < kCount; ++j) value[j] = activate(value[j], e.activation);
-    }
+    if (!e.saved) activate(value, e.activation);
     if (e.seed) {
       const uint32_t keep = keep_bits<kCount>(e.keep, seed, uint64_t(index));
       const acc_t scale = acc_t(e.keep_scale);
@@ -164,8 +126,7 @@ FASTDL_DEVICE void apply_epilogue(const Problem& p, const Columns& at, uint64_t 
     if (e.saved) {
       const auto saved =
           load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(e.saved) + index, at.inside, e.aligned);
-      FASTDL_UNROLL
-      for (int j = 0; j < kCount; ++j) value[j] *= activation_slope(saved[j], e.activation);
+      activate_backward(value, saved, e.activation);
     }
     if (e.residual) {
       const auto residual = load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(e.residual) +

@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   const Tensor rows = as_rows(input);
   Problem problem = problem_of(kOp, rows, weight, matrix(weight).transposed(), n, output);
   Epilogue& e = problem.epilogue;
-  e.activation = Activation(activation);
+  e.activation = int32_t(activation);
   optional<Tensor> packed_bias, packed_residual;
   if (bias) {
     packed_bias = torch::stable::contiguous(*bias);
@@ -174,17 +174,17 @@ std::tuple<Tensor, Tensor> linear_backward(const Tensor& grad_output, const opti
   Tensor grad_bias = torch::stable::new_empty(grad_output, {bias ? n : 0});
   ActivationBackward b{};
   b.rows = rows.size(0), b.n = n, b.dtype = tag(kOp, grad_output.scalar_type());
-  b.activation = Activation(activation);
+  b.activation = int32_t(activation);
   b.grad_output = rows.const_data_ptr(), b.grad_row = rows.stride(0);
   optional<Tensor> packed_saved;
-  if (saved && b.activation != kNone) {
+  if (saved && b.activation != 0) {
     check_like(kOp, "saved", *saved, grad_output);
     STD_TORCH_CHECK(saved->numel() == grad_output.numel(),
                     "linear_backward: saved must have grad_output's shape");
     packed_saved = torch::stable::contiguous(*saved);
     b.saved = packed_saved->const_data_ptr();
   }
-  STD_TORCH_CHECK(b.saved || b.activation == kNone, "linear_backward: an activation needs what was saved");
+  STD_TORCH_CHECK(saved || b.activation == 0, "linear_backward: an activation needs what was saved");
   b.seed = dropout.seed, b.keep = dropout.keep, b.keep_scale = dropout.scale;
   b.grad_input = grad.mutable_data_ptr();
   if (bias) b.column_sums = grad_bias.mutable_data_ptr();

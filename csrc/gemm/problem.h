@@ -7,8 +7,6 @@ namespace fastdl::gemm {
 
 enum Dtype : uint8_t { kFloat32, kFloat64, kFloat16, kBfloat16 };
 
-enum Activation : uint8_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };  // activation.py CODES
-
 // How float32 operands are multiplied: true float32 FMA; one tf32 product; three bfloat16 terms, six
 // products.
 enum Precision : uint8_t { kHighest, kHigh, kEmulated };
@@ -34,7 +32,7 @@ struct Matrix {
 // Batched products have no partials.
 struct Epilogue {
   double alpha = 1;
-  Activation activation = kNone;
+  int32_t activation = 0;  // activation.cuh; 0: none
   bool aligned = false;  // every vector of 16 bytes of columns lies at a multiple of 16 bytes: align() below
   const void* bias = nullptr;      // (n)
   void* preactivation = nullptr;   // contiguous
@@ -50,7 +48,7 @@ struct Epilogue {
 
   // Whether there is more to do than alpha and bias.
   bool is_full() const {
-    return activation != kNone || preactivation || saved || residual || seed || column_sums || mean;
+    return activation != 0 || preactivation || saved || residual || seed || column_sums || mean;
   }
 };
 

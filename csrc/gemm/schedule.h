@@ -20,7 +20,8 @@ inline TileGrid tile_grid(const Problem& p, const Plan& plan) {
 
 // Half-open, of whole steps of `depth` except at the end of k.
 struct KRange {
-  int64_t begin, end, steps;
+  int64_t begin, end;
+  int32_t steps;
 };
 
 struct TileWork {
@@ -42,7 +43,7 @@ FASTDL_HOST_DEVICE TileWork tile_work(const TileGrid& grid, int64_t block, int64
   w.column = tile / high, w.row = first + tile - w.column * high;
   const int64_t steps = (k + depth - 1) / depth;
   const int64_t from = steps * w.split / grid.splits, to = steps * (w.split + 1) / grid.splits;
-  w.range = {from * depth, to * depth < k ? to * depth : k, to - from};
+  w.range = {from * depth, to * depth < k ? to * depth : k, int32_t(to - from)};
   return w;
 }
 

@@ -1,8 +1,7 @@
 // Any product: fused multiply-adds on ordinary cores, for every stride, alignment and dtype. The only family
 // that multiplies float32 as float32, and float64 at all.
 #pragma once
-#include "gemm/columns.cuh"
-#include "gemm/split.cuh"
+#include "gemm/finish.cuh"
 
 namespace fastdl::gemm {
 
@@ -17,9 +16,12 @@ struct SimtShape {
   static constexpr int kDepth = kPer * kThreads / kTile;      // of k, a step
   static constexpr int kPitch = kTile + 16 / int(sizeof(acc_t));
 
-  // Two stages of both operands; the whole tile where columns are summed.
+  static constexpr int kLines = 64;  // of the tile that leave together
+
+  // Two stages of both operands, then lines of the tile; all of it where columns are summed.
   static constexpr int shared_bytes(bool partials) {
-    return int(sizeof(acc_t)) * kPitch * (partials && kTile > 4 * kDepth ? kTile : 4 * kDepth);
+    const int lines = partials ? kTile : kLines;
+    return int(sizeof(acc_t)) * kPitch * (lines > 4 * kDepth ? lines : 4 * kDepth);
   }
 };
 
@@ -32,9 +34,8 @@ struct SimtLoader {
   static constexpr int kPer = Shape::kPer;
 
   const scalar_t* from;
-  int64_t inner, step;
-  int64_t depth, depth_end;
-  int line, depth_in_tile, lines;  // lines: how many of this thread's exist, at most kPer
+  int line, depth;  // in the tile
+  int lines, tail;  // how many of this thread's elements exist in a tile, and in the last one
   bool along_depth, vectors;
   Vector<scalar_t, kPer> value;
 
@@ -44,37 +45,34 @@ struct SimtLoader {
     constexpr int kAcross = Shape::kDepth / kPer, kLines = Shape::kTile / kPer;
     const int thread = int(threadIdx.x);
     line = along_depth ? thread / kAcross : thread % kLines * kPer;
-    depth_in_tile = along_depth ? thread % kAcross * kPer : thread / kLines;
-    depth = range.begin + depth_in_tile, depth_end = range.end;
-    const int64_t left = all_lines - first_line - line;
-    lines = left <= 0 ? 0 : left < kPer ? int(left) : kPer;
-    if (along_depth && lines > 0) lines = kPer;
+    depth = along_depth ? thread % kAcross * kPer : thread / kLines;
+    const int64_t exist = all_lines - first_line - line;
+    lines = exist <= 0 ? 0 : exist < kPer && !along_depth ? int(exist) : kPer;
+    const int deep = int(range.end - range.begin - (range.steps - 1) * Shape::kDepth) - depth;
+    tail = deep <= 0 ? 0 : along_depth && deep < lines ? deep : lines;
     from = static_cast<const scalar_t*>(operand.data) + batch * operand.batch +
-           (first_line + line) * operand.row + depth * operand.column;
-    inner = along_depth ? operand.column : operand.row;
-    step = Shape::kDepth * operand.column;
-    const int64_t outer = (along_depth ? operand.row : operand.column) | step;
+           (first_line + line) * operand.row + (range.begin + depth) * operand.column;
+    const int64_t inner = along_depth ? operand.column : operand.row, step = Shape::kDepth * operand.column;
     vectors =
-        inner == 1 && outer % kPer == 0 && reinterpret_cast<uintptr_t>(from) % (kPer * sizeof(scalar_t)) == 0;
+        inner == 1 && step % kPer == 0 && reinterpret_cast<uintptr_t>(from) % (kPer * sizeof(scalar_t)) == 0;
   }
 
-  // The next tile, zero outside.
-  FASTDL_DEVICE void load_next() {
-    const int64_t deep = depth_end - depth;
-    int count = deep <= 0 ? 0 : lines;
-    if (along_depth && deep < count) count = int(deep);
+  // The next tile, zero outside. Strides come from the operand again: registers are dear.
+  FASTDL_DEVICE void load_next(const Matrix& operand, bool last) {
+    const int count = last ? tail : lines;
     if (vectors && count == kPer) {
       value = load_vector<kPer>(from);
     } else {
+      const int64_t inner = along_depth ? operand.column : operand.row;
       FASTDL_UNROLL
       for (int i = 0; i < kPer; ++i) value[i] = i < count ? load(from + i * inner) : convert<scalar_t>(0.f);
     }
-    from += step, depth += Shape::kDepth;
+    from += Shape::kDepth * operand.column;
   }
 
   FASTDL_DEVICE void put(acc_t* tile) const {
     const Vector<acc_t, kPer> wide = convert_vector<acc_t>(value);
-    acc_t* to = tile + depth_in_tile * Shape::kPitch + line;
+    acc_t* to = tile + depth * Shape::kPitch + line;
     if (along_depth) {
       FASTDL_UNROLL
       for (int i = 0; i < kPer; ++i) to[i * Shape::kPitch] = wide[i];
@@ -85,7 +83,7 @@ struct SimtLoader {
 };
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kSub == 2 ? 2 : 3)
+__global__ void __launch_bounds__(Shape::kThreads, sizeof(typename Shape::scalar_t) == 8 ? 1 : 2)
     simt_kernel(const __grid_constant__ Problem p, const __grid_constant__ TileGrid grid, void* workspace) {
   using scalar_t = typename Shape::scalar_t;
   using acc_t = typename Shape::acc_t;
@@ -96,14 +94,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSub == 2 ? 2 : 3)
   Stage* const a_tile = reinterpret_cast<Stage*>(memory);
   Stage* const b_tile = a_tile + 2;
 
-  const TileWork work = tile_work(grid, blockIdx.x, p.k, kDepth);
-  const int64_t row0 = int64_t(work.row) * kTile, column0 = int64_t(work.column) * kTile;
-  SimtLoader<Shape> a(p.a, work.batch, row0, p.m, work.range);
-  SimtLoader<Shape> b(p.b.transposed(), work.batch, column0, p.n, work.range);
+  FASTDL_SHARED(work, TileWork);  // not in registers, which are dear
+  if (threadIdx.x == 0) work = tile_work(grid, blockIdx.x, p.k, kDepth);
+  __syncthreads();
+  const int steps = work.range.steps;
+  SimtLoader<Shape> a(p.a, work.batch, int64_t(work.row) * kTile, p.m, work.range);
+  const Matrix b_transposed = p.b.transposed();
+  SimtLoader<Shape> b(b_transposed, work.batch, int64_t(work.column) * kTile, p.n, work.range);
   const bool sums_rows = p.a_sums && work.column == 0;
-  Vector<acc_t, Shape::kPer> row_sum;
+  // In shared memory, each element its thread's own: sums would cost registers in every block.
+  FASTDL_SHARED(row_sum, acc_t[Shape::kPer][Shape::kThreads]);
   FASTDL_UNROLL
-  for (int i = 0; i < Shape::kPer; ++i) row_sum[i] = acc_t(0);
+  for (int i = 0; i < Shape::kPer; ++i) row_sum[i][threadIdx.x] = acc_t(0);
 
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
   const int row = warp / 2 * (16 * kSub) + lane / 8 * 4, column = warp % 2 * (32 * kSub) + lane % 8 * 4;
@@ -115,14 +117,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSub == 2 ? 2 : 3)
   }
 
   int stage = 0;
-  for (int64_t tile = 0; tile <= work.range.steps; ++tile) {  // loads tile, multiplies the one before
-    const bool more = tile < work.range.steps;
+  for (int tile = 0; tile <= steps; ++tile) {  // loads tile, multiplies the one before
+    const bool more = tile < steps;
     if (more) {
-      a.load_next();
-      b.load_next();
+      a.load_next(p.a, tile + 1 == steps);
+      b.load_next(b_transposed, tile + 1 == steps);
     }
     if (tile > 0) {
-      FASTDL_UNROLL
+#pragma unroll 2  // more would spill
       for (int k = 0; k < kDepth; ++k) {
         Vector4 left[kSub], right[kSub];
         FASTDL_UNROLL
@@ -144,7 +146,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSub == 2 ? 2 : 3)
       b.put(&b_tile[stage][0][0]);
       if (sums_rows) {
         FASTDL_UNROLL
-        for (int i = 0; i < Shape::kPer; ++i) row_sum[i] += convert<acc_t>(a.value[i]);
+        for (int i = 0; i < Shape::kPer; ++i) row_sum[i][threadIdx.x] += convert<acc_t>(a.value[i]);
       }
     }
     __syncthreads();
@@ -155,52 +157,44 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kSub == 2 ? 2 : 3)
     // Every slot of a stage belongs to one thread: its share of the sum goes there.
     FASTDL_UNROLL
     for (int i = 0; i < Shape::kPer; ++i) {
-      a_tile[0][a.depth_in_tile + (a.along_depth ? i : 0)][a.line + (a.along_depth ? 0 : i)] = row_sum[i];
+      a_tile[0][a.depth + (a.along_depth ? i : 0)][a.line + (a.along_depth ? 0 : i)] =
+          row_sum[i][threadIdx.x];
     }
     __syncthreads();
-    if (int(threadIdx.x) < kTile && row0 + int(threadIdx.x) < p.m) {
+    const int64_t r = int64_t(work.row) * kTile + threadIdx.x;
+    if (int(threadIdx.x) < kTile && r < p.m) {
       acc_t total = acc_t(0);
-      FASTDL_UNROLL
+#pragma unroll 2  // more would spill
       for (int k = 0; k < kDepth; ++k) total += a_tile[0][k][threadIdx.x];
-      store_row_sum<scalar_t>(workspace, p, grid, work, row0 + int(threadIdx.x), total);
+      store_row_sum<scalar_t>(workspace, p, grid, work, r, total);
     }
   }
 
-  const uint64_t seed = load_seed(p.epilogue);
-  FASTDL_UNROLL
-  for (int i = 0; i < kSub * 4; ++i) {
-    const int64_t r = row0 + row + i / 4 * 16 + i % 4;
+  // 64 lines at a time, 16 of each row of warps: bands of the tile, or all of it where columns are summed.
+  const bool partials = p.epilogue.column_sums || p.epilogue.mean;
+  acc_t* const tile = reinterpret_cast<acc_t*>(memory);
+#pragma unroll 1
+  for (int band = 0; band < kSub; ++band) {
+    acc_t* const lines = tile + (partials ? band * Shape::kLines * kPitch : 0);
+    __syncthreads();  // the last reads of the memory
     FASTDL_UNROLL
-    for (int j = 0; j < kSub; ++j) {
-      const int64_t c = column0 + column + 32 * j;
-      if (r >= p.m || c >= p.n) continue;
-      Vector4 value;
+    for (int i = 0; i < kSub * 4; ++i) {
+      if (i / 4 != band) continue;
       FASTDL_UNROLL
-      for (int x = 0; x < 4; ++x) value[x] = sum[i][4 * j + x];
-      const Columns at{work.batch, r, c, p.n - c < 4 ? int(p.n - c) : 4};
-      if (grid.splits > 1) {
-        store_partial(workspace, p, grid, work, at, value);
-      } else {
-        finish<true, scalar_t>(p, at, seed, value);
-        FASTDL_UNROLL
-        for (int x = 0; x < 4; ++x) sum[i][4 * j + x] = value[x];
+      for (int j = 0; j < kSub * 4; ++j) {
+        lines[(warp / 2 * 16 + lane / 8 * 4 + i % 4) * kPitch + column + j / 4 * 32 + j % 4] = sum[i][j];
       }
     }
+    __syncthreads();
+    finish_lines<scalar_t, Shape::kThreads, Shape::kLines, kTile, kPitch>(
+        p, grid, work, workspace, lines, kTile, partials,
+        [band](int line) { return line / 16 * (16 * kSub) + band * 16 + line % 16; });
   }
-  if (!p.epilogue.column_sums && !p.epilogue.mean) return;
-
-  __syncthreads();  // sums of a's rows are still read
-  acc_t* const tile = reinterpret_cast<acc_t*>(memory);
-  FASTDL_UNROLL
-  for (int i = 0; i < kSub * 4; ++i) {
-    FASTDL_UNROLL
-    for (int j = 0; j < kSub * 4; ++j) {
-      tile[(row + i / 4 * 16 + i % 4) * kPitch + column + j / 4 * 32 + j % 4] = sum[i][j];
-    }
-  }
-  const int64_t left = p.m - row0;
-  write_column_partials<kTile, Shape::kThreads>(p, tile, kPitch, work.row, left < kTile ? int(left) : kTile,
-                                                column0);
+  if (!partials) return;
+  write_column_partials<kTile, Shape::kThreads>(p, tile, kPitch, work, kTile, [](int line) {
+    const int band = line / Shape::kLines, in_band = line % Shape::kLines;
+    return in_band / 16 * (16 * kSub) + band * 16 + in_band % 16;
+  });
 }
 
 }  // namespace fastdl::gemm

@@ -4,6 +4,7 @@ Each class takes torch's options and, keyword-only, `l1=`, `l1_mode=`, `max_grad
 `master_weights=` and `stochastic_rounding=` (see `fastdl.optim.Adam`).
 """
 
+from fastdl.optim import schedule as schedule
 from fastdl.optim.adagrad import Adagrad as Adagrad
 from fastdl.optim.adam import Adam as Adam
 from fastdl.optim.adam import AdamW as AdamW

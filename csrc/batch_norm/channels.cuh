@@ -1,0 +1,332 @@
+// Contiguous (N, C, S): where a block finds its vectors, how it keeps them in shared memory, and how the
+// blocks of a channel agree on a sum. channels_forward.cuh and channels_backward.cuh are the kernels.
+#pragma once
+#include "batch_norm/apply.cuh"
+#include "batch_norm/plan.h"
+
+namespace fastdl::batch_norm {
+
+template <class scalar_t>
+using Packet = Vector<scalar_t, kVectorSize<scalar_t>>;  // 16 bytes
+template <class scalar_t>
+using Values = Vector<accumulator_t<scalar_t>, kVectorSize<scalar_t>>;  // what it is computed as
+template <class scalar_t>
+constexpr uint32_t kWhole = (1u << kVectorSize<scalar_t>)-1;
+
+template <class scalar_t>
+FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
+  return convert_vector<accumulator_t<scalar_t>>(packet);
+}
+
+// Places ---------------------------------------------------------------------------------------------------
+
+// A vector of a row: elements [at, at + size) in memory order, of which those in `valid` belong to the row.
+struct Place {
+  int64_t at;
+  uint32_t n, valid;  // n: image
+};
+
+// The rows of neighbouring channels [c0, c0 + length / S), one an image.
+struct Rows {
+  int64_t image, begin, length;  // elements: of an image, before the first row, of a row
+  uint32_t vectors;              // of a row, at most
+
+  FASTDL_DEVICE Rows(const Sizes& size, int64_t c0, int64_t channels, uint32_t vectors)
+      : image(size.c * size.s), begin(c0 * size.s), length(channels * size.s), vectors(vectors) {}
+
+  FASTDL_DEVICE int64_t row_begin(uint32_t n) const { return n * image + begin; }
+
+  template <int kSize>
+  FASTDL_DEVICE Place place(uint32_t n, uint32_t o) const {
+    const int64_t row = row_begin(n), at = (row & ~int64_t(kOctet - 1)) + int64_t(o) * kSize;
+    const int64_t before = row - at, rest = row + length - at;
+    const uint32_t first = before > 0 ? (before < kSize ? ~0u << before : 0) : ~0u;
+    const uint32_t last = rest < kSize ? (rest > 0 ? (1u << rest) - 1 : 0) : (1u << kSize) - 1;
+    return {at, n, first & last};
+  }
+  // The slot of a place that a part of these rows has found.
+  template <int kSize>
+  FASTDL_DEVICE int slot(const Place& p) const {
+    return int(p.n * vectors) + int(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
+  }
+};
+
+// Calls f(i, places) for the slots `first` + [0, count), places[b] being that of slot i + b * threads, so
+// that kBatch loads are under way at once. All threads make the same calls; what lies beyond `count` has no
+// valid element.
+template <int kSize, int kBatch, class F>
+FASTDL_DEVICE void for_each_place(const Rows& rows, int64_t first, int count, int thread, int threads, F f) {
+  const int64_t start = first + thread;
+  uint32_t n = uint32_t(start / rows.vectors), o = uint32_t(start % rows.vectors);
+  const uint32_t step_n = unsigned(threads) / rows.vectors, step_o = unsigned(threads) % rows.vectors;
+  for (int base = 0; base < count; base += kBatch * threads) {
+    Place places[kBatch];
+    FASTDL_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      places[b] = rows.place<kSize>(n, o);
+      if (base + b * threads + thread >= count) places[b].valid = 0;
+      n += step_n, o += step_o;
+      if (o >= rows.vectors) o -= rows.vectors, ++n;
+    }
+    f(base + thread, places);
+  }
+}
+
+// Operands -------------------------------------------------------------------------------------------------
+
+// A pack's elements of an operand of any strides.
+template <class scalar_t>
+struct Reader {
+  static constexpr int kSize = kVectorSize<scalar_t>;
+  const scalar_t* data;
+  int64_t stride_n, stride_s;  // of an image beyond stride_s times its elements; of an element
+
+  FASTDL_DEVICE Reader(const Operand& o, const Sizes& size, int64_t c0)
+      : data(static_cast<const scalar_t*>(o.data)),
+        stride_n(o.stride_n - size.c * size.s * o.stride_s),
+        stride_s(o.stride_s) {
+    if (data) data += c0 * (o.stride_c - size.s * o.stride_s);
+  }
+  FASTDL_DEVICE const scalar_t* address(const Place& p) const {
+    return data + p.n * stride_n + p.at * stride_s;
+  }
+  FASTDL_DEVICE bool in_one(const Place& p, const scalar_t* from) const {
+    return p.valid == kWhole<scalar_t> && stride_s == 1 && is_aligned<kSize>(from);
+  }
+  FASTDL_DEVICE Packet<scalar_t> read(const Place& p) const {
+    const scalar_t* from = address(p);
+    if (in_one(p, from)) return load_vector<kSize, Cache::kReadOnly>(from);
+    Packet<scalar_t> packet;
+    for_each<kSize>([&](int j) {
+      packet[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
+      from += stride_s;  // multiples of the stride would live in registers
+    });
+    return packet;
+  }
+  // To shared memory, behind the thread's back where the address allows it.
+  FASTDL_DEVICE void fetch(const Place& p, Packet<scalar_t>* slot) const {
+    if (p.valid == 0) return;
+    const scalar_t* from = address(p);
+    if (in_one(p, from)) {
+      ptx::copy_async<16>(ptx::shared_address(slot), from);
+    } else {
+      *slot = read(p);
+    }
+  }
+};
+
+// The valid elements of a place in a contiguous output.
+template <class scalar_t>
+FASTDL_DEVICE void write(void* output, const Place& p, const Values<scalar_t>& values) {
+  constexpr int kSize = kVectorSize<scalar_t>;
+  scalar_t* to = static_cast<scalar_t*>(output) + p.at;
+  const auto packet = convert_vector<scalar_t>(values);
+  if (p.valid == kWhole<scalar_t> && is_aligned<kSize>(to)) {
+    store_vector(to, packet);
+  } else {
+    for_each<kSize>([&](int j) {
+      if (p.valid >> j & 1) store(to + j, packet[j]);
+    });
+  }
+}
+
+// Channels of a pack ---------------------------------------------------------------------------------------
+
+// A vector of a pack lies in one channel, or in two neighbours. `first` is the channel of its octet's first
+// element, counted in the pack; elements from `boundary` on belong to the next. A pack that is one channel
+// needs none of this.
+struct Split {
+  int first, boundary;
+
+  template <bool kPacked, int kSize>
+  FASTDL_DEVICE static Split of(const Rows& rows, const Place& p, int channels, int64_t s) {
+    if (!kPacked) return {0, kSize};
+    const int at = int(p.at - rows.row_begin(p.n)), octet = int(p.at - p.at % kOctet - rows.row_begin(p.n));
+    const int first = octet <= 0 ? 0 : min(octet / int(s), channels - 1);
+    return {first, (first + 1) * int(s) - at};
+  }
+};
+
+// The value of element j's channel.
+template <bool kPacked, class T>
+struct Pick {
+  T a, b;
+  int boundary;
+  FASTDL_DEVICE Pick(const T* table, Split split, int channels)
+      : a(table[split.first]),
+        b(kPacked && split.first + 1 < channels ? table[split.first + 1] : a),
+        boundary(split.boundary) {}
+  FASTDL_DEVICE T operator()(int j) const {
+    T value = a;
+    if (kPacked && j >= boundary) value = b;
+    return value;
+  }
+};
+
+// Where the mask keeps octets: see mask_bytes.
+struct MaskRows {
+  int64_t first_row;
+  bool padded;
+  FASTDL_DEVICE MaskRows(const Place& p, const Sizes& size, int64_t c0, const Split& split)
+      : first_row(p.n * size.c + c0 + split.first), padded(size.s % kOctet != 0) {}
+  FASTDL_DEVICE int64_t byte(const Place& p, int next = 0) const {
+    return p.at / kOctet + (padded ? first_row + next : 0);
+  }
+};
+
+// Bits of a vector. A byte holds those of one row, so that no two blocks write the same.
+template <class scalar_t>
+FASTDL_DEVICE uint32_t read_mask(const uint8_t* mask, const Place& p, const MaskRows& rows,
+                                 const Split& split) {
+  constexpr int kSize = kVectorSize<scalar_t>;
+  if (p.valid == 0) return 0;
+  const uint32_t below = split.boundary >= kSize ? ~0u
+                         : split.boundary <= 0   ? 0u
+                                                 : (1u << split.boundary) - 1;
+  uint32_t bits = 0;
+  if (p.valid & below) bits = load(mask + rows.byte(p));
+  if (p.valid & ~below) bits |= load(mask + rows.byte(p, 1));
+  return bits >> (p.at % kOctet);
+}
+
+// All threads of the warp call it, neighbours with the vectors of an octet.
+template <class scalar_t>
+FASTDL_DEVICE void write_mask(uint8_t* mask, const Place& p, const MaskRows& rows, const Split& split,
+                              uint32_t bits) {
+  constexpr int kSize = kVectorSize<scalar_t>, kHas = 1 << 8, kNext = 16;
+  const uint32_t below = split.boundary >= kSize ? ~0u
+                         : split.boundary <= 0   ? 0u
+                                                 : (1u << split.boundary) - 1;
+  const uint32_t here = p.valid & below, there = p.valid & ~below;
+  uint32_t both = (bits & here) << (p.at % kOctet) | (here ? kHas : 0) |
+                  ((bits & there) << (p.at % kOctet) | (there ? kHas : 0)) << kNext;
+  FASTDL_UNROLL
+  for (int lanes = 1; lanes < kOctet / kSize; lanes *= 2) both |= shuffle_xor(both, lanes);
+  if (p.at % kOctet) return;
+  if (both & kHas) store(mask + rows.byte(p), uint8_t(both));
+  if (both & kHas << kNext) store(mask + rows.byte(p, 1), uint8_t(both >> kNext));
+}
+
+// Teams ----------------------------------------------------------------------------------------------------
+
+// Sums of g and of g * normalized.
+struct Sums {
+  double g, dot;
+  FASTDL_DEVICE static Sums none() { return {0, 0}; }
+};
+struct AddSums {
+  FASTDL_DEVICE Sums operator()(const Sums& a, const Sums& b) const { return {a.g + b.g, a.dot + b.dot}; }
+};
+FASTDL_DEVICE Sums shuffle_values(const Sums& v, int lanes) {
+  return {shuffle_xor(v.g, lanes), shuffle_xor(v.dot, lanes)};
+}
+FASTDL_DEVICE Moments<double> shuffle_values(const Moments<double>& v, int lanes) {
+  return shuffle_xor(v, lanes);
+}
+
+// Over groups of `width` neighbouring lanes, in a fixed order; every lane gets its group's.
+template <class T, class F>
+FASTDL_DEVICE T lanes_reduce(T value, int width, F merge) {
+  const int lane = int(threadIdx.x) % kWarpSize;
+  for (int offset = 1; offset < width; offset *= 2) {
+    const T other = shuffle_values(value, offset);
+    value = lane & offset ? merge(other, value) : merge(value, other);
+  }
+  return value;
+}
+
+// Values in device memory that blocks write for each other.
+template <class T>
+FASTDL_DEVICE void publish(double* slot, const T& value) {
+  FASTDL_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(double)); ++i) {
+    store(slot + i, reinterpret_cast<const double*>(&value)[i]);
+  }
+}
+template <class T>
+FASTDL_DEVICE T published(const double* slot) {
+  T value;
+  FASTDL_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(double)); ++i) {
+    reinterpret_cast<double*>(&value)[i] = __ldcg(slot + i);
+  }
+  return value;
+}
+
+// The block's place in its team, and the team's among those in flight. A team's blocks are neighbours.
+struct Team {
+  static constexpr int kExchange = 3;  // doubles of a value that blocks exchange
+
+  const ChannelPlan& plan;
+  void* workspace;  // kGroup: an arrival counter a team, then two rounds' values a team
+  int64_t index;
+  int rank;
+  unsigned rounds = 0;
+
+  FASTDL_DEVICE Team(const ChannelPlan& plan, void* workspace)
+      : plan(plan),
+        workspace(workspace),
+        index(blockIdx.x / unsigned(plan.team)),
+        rank(int(blockIdx.x % unsigned(plan.team))) {}
+
+  FASTDL_HOST_DEVICE static int64_t arrival_bytes(const ChannelPlan& plan) {
+    return (plan.teams * int64_t(sizeof(unsigned)) + 15) / 16 * 16;
+  }
+  static int64_t workspace_bytes(const ChannelPlan& plan) {
+    return arrival_bytes(plan) + plan.blocks() * 2 * kExchange * int64_t(sizeof(double));
+  }
+
+  // Reduces over the threads that hold a channel: of the block, whose warps share the pack's channels evenly,
+  // and of the other blocks of the team. done(j, total) is called by one thread for channel j of the pack;
+  // afterwards the block is synchronized.
+  template <class T, class F, class Done>
+  FASTDL_DEVICE void reduce(T value, F merge, Done done) {
+    FASTDL_SHARED(partial, T[kMaxWarps]);
+    FASTDL_SHARED(block_total, T);
+    const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
+    const int warps = int(blockDim.x) / kWarpSize;
+    const auto over_warps = [&](int width) {
+      value = lanes_reduce(value, kWarpSize, merge);
+      if (lane == 0) partial[warp] = value;
+      __syncthreads();
+      if (warp == 0) value = lanes_reduce(lane < warps ? partial[lane] : T::none(), width, merge);
+    };
+    over_warps(warps / plan.pack);
+    if (plan.regime == Regime::kCluster) {
+      if (threadIdx.x == 0) block_total = value;
+      ptx::cluster_sync();
+      if (warp == 0) value = lane < plan.team ? *ptx::map_shared(&block_total, unsigned(lane)) : T::none();
+      if (warp == 0) value = lanes_reduce(value, kWarpSize, merge);
+      ptx::cluster_arrive();  // leave() waits until nobody reads here any more
+    } else if (plan.regime == Regime::kGroup) {
+      unsigned* arrivals = static_cast<unsigned*>(workspace) + index;
+      double* round = reinterpret_cast<double*>(static_cast<char*>(workspace) + arrival_bytes(plan)) +
+                      (2 * index + rounds % 2) * plan.team * kExchange;
+      ++rounds;
+      if (threadIdx.x == 0) {
+        publish(round + rank * kExchange, value);
+        __threadfence();
+        atomicAdd(arrivals, 1u);
+        const unsigned all = rounds * unsigned(plan.team);
+        spin_until([&] { return *static_cast<volatile unsigned*>(arrivals) >= all; });
+        __threadfence();
+      }
+      __syncthreads();
+      value = T::none();
+      for (int i = int(threadIdx.x); i < plan.team; i += int(blockDim.x)) {
+        value = merge(value, published<T>(round + i * kExchange));
+      }
+      over_warps(warps);
+    }
+    const int each = warps / plan.pack;
+    if (warp == 0 && lane < warps && lane % each == 0) done(lane / each, value);
+    __syncthreads();
+  }
+
+  // Before the block ends.
+  FASTDL_DEVICE void leave() const {
+    if (plan.regime == Regime::kCluster) ptx::cluster_wait();
+  }
+};
+
+}  // namespace fastdl::batch_norm

@@ -1,0 +1,133 @@
+// How kernels share contiguous (N, C, S) tensors: a pure function of sizes and device. The unit is a vector
+// of 16 bytes; a row of a channel, S elements, is cut at multiples of eight elements of the tensor, so that
+// its first and last vectors may belong to a neighbour in part.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "batch_norm/problem.h"
+
+namespace fastdl::batch_norm {
+
+constexpr int kThreads = 256;  // of a block, at most
+constexpr int kMaxPack = 8;
+
+// In the order of preference. A team of blocks takes a pack of channels at a time; what is read stays in its
+// shared memory until it is written: one read.
+enum class Regime : int32_t {
+  kApply,    // nothing to reduce: one pass
+  kBlock,    // a team is a block
+  kCluster,  // a team is a cluster, merging through distributed shared memory
+  kGroup,    // teams of a cooperative launch, merging through global memory; several channels in flight
+  kStream,   // nothing stays: sums first, then apply from the end, where the caches still hold the data
+};
+
+struct ChannelPlan {
+  Regime regime;
+  int32_t threads;
+  int32_t pack;              // neighbouring channels that a team takes together
+  int32_t team;              // blocks of a team; kApply and kStream: of a pack
+  int64_t packs, teams;      // all there are, and those in flight
+  uint32_t vectors;          // of a row of a pack, at most
+  uint32_t channel_vectors;  // of a row of a channel, at most
+  int64_t slots;             // vectors of a pack
+  int32_t share;             // vectors of a block
+  int64_t shared_bytes;
+  int64_t blocks() const { return team * teams; }
+};
+
+struct DeviceLimits {
+  int multiprocessors;
+  int64_t shared_bytes;  // of a block that has a multiprocessor to itself
+  bool clusters;
+};
+
+namespace plan_detail {
+
+constexpr int64_t kStatic = 1536;  // shared memory that kernels declare, and what the system keeps of a block
+constexpr int64_t kSmallRow = 256, kWaveBytes = 8 << 10;
+constexpr int kMaxCluster = 8;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Vectors of a row of `length` elements.
+inline uint32_t vectors_of(const Sizes& size, int64_t length, int64_t vector) {
+  const bool exact = length % kOctet == 0 && (size.n == 1 || size.c * size.s % kOctet == 0);
+  const int64_t octets = exact ? length / kOctet : (length + 2 * kOctet - 2) / kOctet;
+  return uint32_t(std::max<int64_t>(octets, 1) * (kOctet / vector));
+}
+
+inline void set_pack(ChannelPlan& p, const Sizes& size, int64_t vector, int pack) {
+  p.pack = pack, p.packs = ceil_div(size.c, pack);
+  p.vectors = vectors_of(size, size.s * pack, vector), p.channel_vectors = vectors_of(size, size.s, vector);
+  if (pack > 1 && size.s % kOctet) {  // a channel may begin anywhere in an octet of the pack
+    p.channel_vectors = uint32_t((size.s + 2 * kOctet - 2) / kOctet * (kOctet / vector));
+  }
+  p.slots = size.n * p.vectors;
+}
+
+}  // namespace plan_detail
+
+// `operands` stay in shared memory: input, and backward grad_output too. `reduces`: there are statistics to
+// take. `packs`: rows of neighbouring channels follow each other in every operand.
+inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int operands, bool reduces, bool packs,
+                                 const DeviceLimits& device) {
+  using namespace plan_detail;
+  const int64_t vector = 16 / element_bytes, slot_bytes = 16 * operands, enough = 2 * device.multiprocessors;
+  const int64_t full = std::max<int64_t>(0, device.shared_bytes - kStatic), half = full / 2 - kStatic / 2;
+  ChannelPlan p{};
+  p.threads = kThreads;
+  set_pack(p, size, vector, 1);
+  // Short rows whose vectors would straddle channels are taken several at a time, while blocks suffice.
+  if (packs && size.s >= kOctet && size.s < kSmallRow && size.s % kOctet) {
+    for (int pack = kMaxPack; pack > 1; pack /= 2) {
+      ChannelPlan q = p;
+      set_pack(q, size, vector, pack);
+      if (q.packs < device.multiprocessors || (reduces && q.slots * slot_bytes > half)) continue;
+      p = q;
+      break;
+    }
+  }
+  const auto in_teams = [&](Regime regime, int64_t team, int64_t teams) {
+    p.regime = regime, p.team = int32_t(team), p.teams = teams;
+    const int64_t octet = kOctet / vector;  // the vectors of an octet stay together
+    p.share = int32_t(ceil_div(ceil_div(p.slots, octet), team) * octet);
+    const bool resident = regime != Regime::kApply && regime != Regime::kStream;
+    p.shared_bytes = resident ? p.share * slot_bytes : 0;
+    return p;
+  };
+  const auto slices = [&](int64_t least) {  // blocks of a pack that streams
+    const int64_t wanted = ceil_div(8 * device.multiprocessors, p.packs);
+    return std::clamp<int64_t>(p.slots / least, 1, std::max<int64_t>(wanted, p.slots / (64 * kThreads)));
+  };
+  if (!reduces) return in_teams(Regime::kApply, slices(4 * kThreads), p.packs);
+  const int64_t bytes = p.slots * slot_bytes;
+  // One block a channel leaves multiprocessors idle where channels are few and long.
+  int64_t team = 1;
+  if (device.clusters && p.pack == 1) {
+    while (team < kMaxCluster &&
+           (bytes > half * team || (p.packs * team < enough && bytes / (2 * team) >= kWaveBytes))) {
+      team *= 2;
+    }
+  }
+  const int64_t block_limit = device.clusters ? half : full;
+  if (team == 1 && bytes <= block_limit) {
+    while (p.pack == 1 && p.threads > 64 && p.slots < 2 * p.threads) p.threads /= 2;
+    return in_teams(Regime::kBlock, 1, p.packs);
+  }
+  const bool few = p.packs * team < device.multiprocessors / 4 && bytes > 128 * kWaveBytes;
+  if (team > 1 && bytes <= full * team && !few) return in_teams(Regime::kCluster, team, p.packs);
+  const int64_t teams = std::min(std::min(half > 0 ? enough * half / bytes : 0, p.packs), enough);
+  if (teams > 0 && p.pack == 1) {
+    ChannelPlan group = in_teams(Regime::kGroup, enough / teams, teams);
+    if (group.shared_bytes <= half) return group;
+    if (teams > 1) {
+      group = in_teams(Regime::kGroup, enough / (teams - 1), teams - 1);
+      if (group.shared_bytes <= half) return group;
+    }
+  }
+  set_pack(p, size, vector, 1);
+  return in_teams(Regime::kStream, slices(4 * kThreads), p.packs);
+}
+
+}  // namespace fastdl::batch_norm
