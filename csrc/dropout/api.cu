@@ -55,13 +55,13 @@ LaunchConfig one_dimensional(int64_t blocks, void* stream) {
   return config;
 }
 
-template <class scalar_t, Pass kPass, class Layout>
+template <class scalar_t, class Pass, class Layout>
 const char* launch_in_order(const Problem& problem, const Layout& layout, void* stream) {
   const int64_t blocks = ceil_div(problem.numel, kBlockElements<scalar_t>);
-  return launch(dropout_kernel<scalar_t, kPass, Layout>, one_dimensional(blocks, stream), problem, layout);
+  return launch(dropout_kernel<scalar_t, Pass, Layout>, one_dimensional(blocks, stream), problem, layout);
 }
 
-template <class scalar_t, Pass kPass>
+template <class scalar_t, class Pass>
 const char* launch_transposed(const Problem& problem, const Shape& shape, void* stream) {
   const size_t n = shape.size();
   const Dimension &rows = shape[n - 2], &columns = shape[n - 1];
@@ -79,11 +79,11 @@ const char* launch_transposed(const Problem& problem, const Shape& shape, void* 
   while (t.run > kOctet && batch * bundles * ceil_div(t.columns, t.run) < enough) t.run /= 2;
   t.bundles = Divisor(bundles), t.runs = Divisor(ceil_div(t.columns, t.run));
   t.threads = batch * t.bundles.value * t.runs.value;
-  return launch(dropout_transposed_kernel<scalar_t, kPass>,
+  return launch(dropout_transposed_kernel<scalar_t, Pass>,
                 one_dimensional(ceil_div(t.threads, kThreads), stream), problem, t);
 }
 
-template <class scalar_t, Pass kPass>
+template <class scalar_t, class Pass>
 const char* launch_pass(const Arguments& arguments, void* stream) {
   const Shape shape = joined(arguments.shape);
   const Problem problem = problem_of(arguments, shape);
@@ -91,9 +91,9 @@ const char* launch_pass(const Arguments& arguments, void* stream) {
   if (is_linear(shape)) {
     Linear layout{};
     layout.all_vectors = find_vectors<scalar_t>(layout.vector, problem, shape, inner);
-    return launch_in_order<scalar_t, kPass>(problem, layout, stream);
+    return launch_in_order<scalar_t, Pass>(problem, layout, stream);
   }
-  if (is_transposed(shape)) return launch_transposed<scalar_t, kPass>(problem, shape, stream);
+  if (is_transposed(shape)) return launch_transposed<scalar_t, Pass>(problem, shape, stream);
   Strided layout{};
   layout.all_vectors = find_vectors<scalar_t>(layout.vector, problem, shape, inner);
   layout.dims = int(shape.size());
@@ -102,18 +102,18 @@ const char* launch_pass(const Arguments& arguments, void* stream) {
     layout.size[d] = Divisor(shape[d].size);
     for (int k = 0; k < kOperands; ++k) layout.stride[k][d] = shape[d].stride[k];
   }
-  return launch_in_order<scalar_t, kPass>(problem, layout, stream);
+  return launch_in_order<scalar_t, Pass>(problem, layout, stream);
 }
 
 template <class scalar_t>
 const char* launch_typed(const Arguments& a, void* stream) {
-  if (a.activation != 0 && a.backward) return launch_pass<scalar_t, Pass{true, true, true}>(a, stream);
+  if (a.activation != 0 && a.backward) return launch_pass<scalar_t, Pass<true, true, true>>(a, stream);
   if (a.activation != 0) {
-    return a.other ? launch_pass<scalar_t, Pass{false, true, true}>(a, stream)
-                   : launch_pass<scalar_t, Pass{false, true, false}>(a, stream);
+    return a.other ? launch_pass<scalar_t, Pass<false, true, true>>(a, stream)
+                   : launch_pass<scalar_t, Pass<false, true, false>>(a, stream);
   }
-  return a.other && !a.backward ? launch_pass<scalar_t, Pass{false, false, true}>(a, stream)
-                                : launch_pass<scalar_t, Pass{false, false, false}>(a, stream);
+  return a.other && !a.backward ? launch_pass<scalar_t, Pass<false, false, true>>(a, stream)
+                                : launch_pass<scalar_t, Pass<false, false, false>>(a, stream);
 }
 
 }  // namespace

@@ -17,8 +17,9 @@ template <class scalar_t>
 constexpr int kBlockElements = kThreads * kUnits * kVectorSize<scalar_t>;
 
 // What a kernel computes, see api.h: `other` is the residual forward, the activation's input backward.
+template <bool kBackward, bool kHasActivation, bool kHasOther>
 struct Pass {
-  bool backward, has_activation, has_other;
+  static constexpr bool backward = kBackward, has_activation = kHasActivation, has_other = kHasOther;
 };
 
 struct Problem {
@@ -31,16 +32,16 @@ struct Problem {
 };
 
 // The outputs of kSize elements, where keep(j) says whether element j survives.
-template <Pass kPass, class scalar_t, int kSize, class Keep>
+template <class Pass, class scalar_t, int kSize, class Keep>
 FASTDL_DEVICE Vector<scalar_t, kSize> compute(const Problem& problem, const Vector<scalar_t, kSize>& input,
                                               const Vector<scalar_t, kSize>& other, Keep keep) {
   using acc_t = accumulator_t<scalar_t>;
   auto value = convert_vector<acc_t>(input);
-  if constexpr (kPass.has_activation) {
+  if constexpr (Pass::has_activation) {
     with_activation(problem.activation, [&](auto activation) {
       FASTDL_UNROLL
       for (int j = 0; j < kSize; ++j) {
-        if constexpr (kPass.backward) {
+        if constexpr (Pass::backward) {
           value[j] = activation.gradient(value[j], convert<acc_t>(other[j]));
         } else {
           value[j] = activation.value(value[j]);
@@ -51,7 +52,7 @@ FASTDL_DEVICE Vector<scalar_t, kSize> compute(const Problem& problem, const Vect
   const acc_t scale = acc_t(problem.scale);
   FASTDL_UNROLL
   for (int j = 0; j < kSize; ++j) value[j] = keep(j) ? value[j] * scale : acc_t(0);  // not 0 * NaN
-  if constexpr (kPass.has_other && !kPass.backward) {
+  if constexpr (Pass::has_other && !Pass::backward) {
     FASTDL_UNROLL
     for (int j = 0; j < kSize; ++j) value[j] += convert<acc_t>(other[j]);
   }
@@ -112,7 +113,7 @@ FASTDL_DEVICE Vector<scalar_t, kVectorSize<scalar_t>> unpack(const Packed& packe
 }
 
 // A block whose elements all exist, of operands that all take vectors.
-template <class scalar_t, Pass kPass, class Layout>
+template <class scalar_t, class Pass, class Layout>
 FASTDL_DEVICE void dropout_vectors(const Problem& problem, const Layout& layout, const MaskReader& mask,
                                    int64_t first) {
   constexpr int kSize = kVectorSize<scalar_t>, kStride = kThreads * kSize;
@@ -124,14 +125,14 @@ FASTDL_DEVICE void dropout_vectors(const Problem& problem, const Layout& layout,
   for (int u = 0; u < kUnits; ++u) {
     place[u] = layout.find(first + u * kStride);
     input[u] = load_packed(from + place[u].offset[kInput]);
-    if (kPass.has_other) other[u] = load_packed(beside + place[u].offset[kOther]);
+    if (Pass::has_other) other[u] = load_packed(beside + place[u].offset[kOther]);
   }
   uint32_t bits[kUnits][kSize];
   mask.read(first, kStride, bits);
   FASTDL_UNROLL
   for (int u = 0; u < kUnits; ++u) {
-    const auto output = compute<kPass>(problem, unpack<scalar_t>(input[u]), unpack<scalar_t>(other[u]),
-                                       [&](int j) { return mask.keeps(bits[u][j]); });
+    const auto output = compute<Pass>(problem, unpack<scalar_t>(input[u]), unpack<scalar_t>(other[u]),
+                                      [&](int j) { return mask.keeps(bits[u][j]); });
     store_vector<Cache::kStreaming>(static_cast<scalar_t*>(problem.output) + place[u].offset[kOutput],
                                     output);
   }
@@ -179,7 +180,7 @@ FASTDL_DEVICE void write(void* data, const Layout& layout, const Place& place, i
 }
 
 // A block at the end, or with an operand that is not aligned or has gaps.
-template <class scalar_t, Pass kPass, class Layout>
+template <class scalar_t, class Pass, class Layout>
 FASTDL_DEVICE void dropout_elements(const Problem& problem, const Layout& layout, const MaskReader& mask,
                                     int64_t first) {
   constexpr int kSize = kVectorSize<scalar_t>;
@@ -190,10 +191,10 @@ FASTDL_DEVICE void dropout_elements(const Problem& problem, const Layout& layout
     const Place place = layout.find(index);
     const auto input = read<scalar_t>(problem.input, layout, kInput, place, index, numel);
     Vector<scalar_t, kSize> other{};
-    if (kPass.has_other) other = read<scalar_t>(problem.other, layout, kOther, place, index, numel);
+    if (Pass::has_other) other = read<scalar_t>(problem.other, layout, kOther, place, index, numel);
     uint32_t bits[1][kSize];
     mask.read(index, 0, bits);
-    const auto output = compute<kPass>(problem, input, other, [&](int j) { return mask.keeps(bits[0][j]); });
+    const auto output = compute<Pass>(problem, input, other, [&](int j) { return mask.keeps(bits[0][j]); });
     write(problem.output, layout, place, index, numel, output);
   }
 }
@@ -201,16 +202,16 @@ FASTDL_DEVICE void dropout_elements(const Problem& problem, const Layout& layout
 // Kernel -----------------------------------------------------------------------------------------------
 
 // Grid: blocks of kBlockElements, in logical order.
-template <class scalar_t, Pass kPass, class Layout>
+template <class scalar_t, class Pass, class Layout>
 __global__ void __launch_bounds__(kThreads)
     dropout_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Layout layout) {
   const int64_t block = int64_t(blockIdx.x) * kBlockElements<scalar_t>;
   const int64_t first = block + int64_t(threadIdx.x) * kVectorSize<scalar_t>;
   const MaskReader mask(problem.mask);
   if (layout.all_vectors && block + kBlockElements<scalar_t> <= problem.numel) {
-    dropout_vectors<scalar_t, kPass>(problem, layout, mask, first);
+    dropout_vectors<scalar_t, Pass>(problem, layout, mask, first);
   } else {
-    dropout_elements<scalar_t, kPass>(problem, layout, mask, first);
+    dropout_elements<scalar_t, Pass>(problem, layout, mask, first);
   }
 }
 

@@ -62,25 +62,25 @@ struct Columns {
 };
 
 // kCount columns of vectors that all operands take.
-template <class scalar_t, Pass kPass, int kCount>
+template <class scalar_t, class Pass, int kCount>
 FASTDL_DEVICE void transposed_vectors(const Problem& problem, const Transposed& t,
                                       const Columns<scalar_t>& at, int64_t column, uint64_t kept) {
   Packed input[kCount], other[kCount] = {};
   FASTDL_UNROLL
   for (int i = 0; i < kCount; ++i) {
     input[i] = load_packed(at.input + (column + i) * t.column_stride[kInput]);
-    if (kPass.has_other) other[i] = load_packed(at.other + (column + i) * t.column_stride[kOther]);
+    if (Pass::has_other) other[i] = load_packed(at.other + (column + i) * t.column_stride[kOther]);
   }
   FASTDL_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    const auto output = compute<kPass>(problem, unpack<scalar_t>(input[i]), unpack<scalar_t>(other[i]),
-                                       [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
+    const auto output = compute<Pass>(problem, unpack<scalar_t>(input[i]), unpack<scalar_t>(other[i]),
+                                      [&](int j) { return (kept >> (kOctet * j + i) & 1) != 0; });
     store_vector<Cache::kStreaming>(at.output + (column + i) * t.column_stride[kOutput], output);
   }
 }
 
 // One column of `count` rows, up to a vector.
-template <class scalar_t, Pass kPass>
+template <class scalar_t, class Pass>
 FASTDL_DEVICE void transposed_elements(const Problem& problem, const Transposed& t,
                                        const Columns<scalar_t>& at, int64_t column, int64_t count,
                                        uint64_t kept) {
@@ -89,10 +89,10 @@ FASTDL_DEVICE void transposed_elements(const Problem& problem, const Transposed&
   FASTDL_UNROLL
   for (int j = 0; j < kSize; ++j) {
     if (j < count) input[j] = load(at.input + column * t.column_stride[kInput] + j);
-    if (kPass.has_other && j < count) other[j] = load(at.other + column * t.column_stride[kOther] + j);
+    if (Pass::has_other && j < count) other[j] = load(at.other + column * t.column_stride[kOther] + j);
   }
   const auto output =
-      compute<kPass>(problem, input, other, [&](int j) { return (kept >> (kOctet * j) & 1) != 0; });
+      compute<Pass>(problem, input, other, [&](int j) { return (kept >> (kOctet * j) & 1) != 0; });
   FASTDL_UNROLL
   for (int j = 0; j < kSize; ++j) {
     if (j < count) store(at.output + column * t.column_stride[kOutput] + j, output[j]);
@@ -100,7 +100,7 @@ FASTDL_DEVICE void transposed_elements(const Problem& problem, const Transposed&
 }
 
 // Grid: threads by vector of rows, then run of columns, then matrix.
-template <class scalar_t, Pass kPass>
+template <class scalar_t, class Pass>
 __global__ void __launch_bounds__(kThreads)
     dropout_transposed_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Transposed t) {
   constexpr int kSize = kVectorSize<scalar_t>, kHalf = kOctet / 2;
@@ -121,12 +121,12 @@ __global__ void __launch_bounds__(kThreads)
     if (t.vectors && octet + kOctet <= end) {
 #pragma unroll 1
       for (int64_t column = octet; column < octet + kOctet; column += kHalf, kept >>= kHalf) {
-        transposed_vectors<scalar_t, kPass, kHalf>(problem, t, at, column, kept);
+        transposed_vectors<scalar_t, Pass, kHalf>(problem, t, at, column, kept);
       }
       continue;
     }
     for (int64_t column = octet; column < octet + kOctet && column < end; ++column, kept >>= 1) {
-      transposed_elements<scalar_t, kPass>(problem, t, at, column, t.rows - row, kept);
+      transposed_elements<scalar_t, Pass>(problem, t, at, column, t.rows - row, kept);
     }
   }
 }
