@@ -4,14 +4,14 @@ Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Train
 Shift", ICML 2015; gradients from its section 3.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd.graph import increment_version
-from torch.nn.modules.batchnorm import _NormBase
 
 from fastdl._library import BUILD, define
 from fastdl.activation import CODES, activate, activation_backward, check_activation
@@ -41,6 +41,7 @@ def batch_norm_reference(
         num_batches_tracked.add_(1)
     if training and count > 0:
         var, mean = torch.var_mean(x, dim=_reduced(x), correction=0)
+        mean = torch.where(mean.isnan(), x.mean(_reduced(x)), mean)  # infinity stays infinity in running_mean
         if running_mean is not None and running_var is not None:
             factor = 1 / num_batches_tracked.double() if momentum is None else momentum  # type: ignore[union-attr]
             running_mean.copy_((1 - factor) * running_mean.double() + factor * mean)
@@ -231,8 +232,9 @@ def batch_norm(
                        residual, p)  # fmt: skip
 
 
-class _BatchNorm(_NormBase):
-    # Not torch's _BatchNorm: convert_sync_batchnorm would replace its subclasses and drop the fused activation.
+class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    """What BatchNorm1d, 2d and 3d share, in front of torch's classes: isinstance and torch's tools see those."""
+
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
         track_running_stats: bool = True, device: Any = None, dtype: Any = None, *, bias: bool = True,
@@ -257,31 +259,32 @@ class _BatchNorm(_NormBase):
             self.dropout if self.training else 0.0,
         )  # fmt: skip
 
+    def named_children(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Return none, and tell torch's convert_sync_batchnorm, which asks here, what it would drop."""
+        if self._fused() and sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":
+            raise RuntimeError(
+                f"convert_sync_batchnorm: {self} fuses what torch.nn.SyncBatchNorm cannot; build it without "
+                "activation= and dropout= and apply those after it, or undo fastdl.convert with fastdl.revert first"
+            )
+        return super().named_children()
+
+    def _fused(self) -> bool:
+        return self.activation is not None or self.dropout > 0
+
     def extra_repr(self) -> str:
+        """Return torch's text, and the extras in use."""
         text = str(super().extra_repr())  # type: ignore[no-untyped-call]
         text += f", activation={self.activation!r}" if self.activation is not None else ""
         return text + (f", dropout={self.dropout}" if self.dropout else "")
 
 
-class BatchNorm1d(_BatchNorm):
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     """torch.nn.BatchNorm1d for (N, C) or (N, C, L), with `activation`, `dropout` and `forward(..., residual=)`."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 3):
-            raise ValueError(f"expected 2D or 3D input (got {input.dim()}D input)")
 
-
-class BatchNorm2d(_BatchNorm):
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     """torch.nn.BatchNorm2d for (N, C, H, W), with `activation`, `dropout` and `forward(..., residual=)`."""
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() != 4:
-            raise ValueError(f"expected 4D input (got {input.dim()}D input)")
 
-
-class BatchNorm3d(_BatchNorm):
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """torch.nn.BatchNorm3d for (N, C, D, H, W), with `activation`, `dropout` and `forward(..., residual=)`."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() != 5:
-            raise ValueError(f"expected 5D input (got {input.dim()}D input)")

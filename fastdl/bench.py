@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -250,4 +251,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `table | head` ends quietly
     sys.exit(main())

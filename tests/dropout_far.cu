@@ -10,7 +10,7 @@ using namespace fastdl::dropout;
 
 namespace {
 
-constexpr Pass kPlain{false, false, false};
+using Plain = Pass<false, false, false>;
 constexpr int64_t kSeed = -1234567890123456789;
 const int64_t kFar[] = {0,
                         (int64_t(1) << 31) - 4096,
@@ -55,9 +55,9 @@ void check_window(int64_t first, double p, int64_t group, bool vectors) {
   const MaskReader mask(problem.mask);
   for (int t = 0; t < kThreads; ++t) {
     if (vectors) {
-      dropout_vectors<scalar_t, kPlain>(problem, layout, mask, first + t * kSize);
+      dropout_vectors<scalar_t, Plain>(problem, layout, mask, first + t * kSize);
     } else {
-      dropout_elements<scalar_t, kPlain>(problem, layout, mask, first + t * kSize);
+      dropout_elements<scalar_t, Plain>(problem, layout, mask, first + t * kSize);
     }
   }
   for (int64_t i = 0; i < kCount; ++i) {

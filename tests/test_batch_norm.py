@@ -442,3 +442,48 @@ def test_threads_do_not_change_bits():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("values", [(1, "inf"), ("-inf", 2), ("inf", "-inf"), ("nan", 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_infinity_reaches_running_mean_as_in_torch(backend, dtype, values, channels_last):
+    if backend.name not in ("reference", "cpu"):
+        pytest.skip("the kernels' running_mean becomes NaN, as their merge of partial means does")
+    x = torch.randn(4, 3, 5, 5).to(dtype)
+    x[1, 1, 2, 2:4] = torch.tensor([float(v) for v in values]).to(dtype)
+    x = last(x) if channels_last else x
+    stats = [(torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)) for _ in range(2)]
+    ours, theirs = (f(x, *s, training=True) for f, s in zip((fF.batch_norm, F.batch_norm), stats))
+    torch.testing.assert_close(stats[0], stats[1], equal_nan=True, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_empty_input_does_not_excuse_wrong_statistics(training):
+    for sizes in ((4, 3), (3, 4)):
+        mean, var = torch.zeros(sizes[0]), torch.ones(sizes[1])
+        with pytest.raises(RuntimeError, match="should contain 3 elements not 4"):
+            fF.batch_norm(torch.zeros(0, 3, 4, 4), mean, var, training=training)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
+def test_torchs_tools_know_the_modules(name):
+    """isinstance, update_bn and convert_sync_batchnorm; the last refuses what it would drop."""
+    ours = getattr(fnn, name)(3)
+    assert isinstance(ours, getattr(torch.nn, name))
+    x = torch.randn(8, 3, *[2] * (int(name[-2]) if name != "BatchNorm1d" else 0)) + 5
+    torch.optim.swa_utils.update_bn([x], ours)
+    torch.testing.assert_close(ours.running_mean, x.transpose(0, 1).flatten(1).mean(1))
+    model = torch.nn.Sequential(ours, torch.nn.Identity())
+    keys = list(model.state_dict())
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(model[0]) is torch.nn.SyncBatchNorm
+    assert model[0].weight is ours.weight
+    assert model[0].running_mean is ours.running_mean
+    assert list(model.state_dict()) == keys
+    for extras in ({"activation": "relu"}, {"dropout": 0.1}):
+        fused = getattr(fnn, name)(3, **extras)
+        assert list(fused.named_children()) == []
+        with pytest.raises(RuntimeError, match=rf"convert_sync_batchnorm: {name}\(3.* fuses what .* build it without"):
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(fused))

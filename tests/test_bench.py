@@ -252,3 +252,10 @@ def test_committed_results_have_the_published_keys():
         content = json.loads(path.read_text())
         for row in content.get("benchmarks", []):
             assert set(row["extra_info"]) == KEYS, path
+
+
+def test_a_closed_pipe_ends_quietly(folder):
+    command = f"{sys.executable} -m fastdl.bench table {folder} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("# ")
+    assert done.stderr == ""

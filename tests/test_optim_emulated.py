@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
+from test_optim import assert_near, give_gradients, pair, parameters, twins
 
 from fastdl import _library, optim
-from test_optim import assert_near, give_gradients, pair, parameters, twins
 
 # Bytes per parameter in float32: every operand read once, every result written once; clipping reads gradients twice.
 MINIMUM = [

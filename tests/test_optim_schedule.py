@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from test_optim import assert_near, give_gradients, parameters, twins
 from torch.optim import lr_scheduler
 
 from fastdl import optim
 from fastdl.optim import schedule
-from test_optim import assert_near, give_gradients, parameters, twins
 
 PAIRS = {
     "constant": (lambda o: schedule.Constant(o, 0.5, 4), lambda o: lr_scheduler.ConstantLR(o, 0.5, 4)),

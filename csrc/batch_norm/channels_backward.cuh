@@ -199,11 +199,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Reader<scalar_t> grad(a.grad_output, a.size, c0), input(a.input, a.size, c0);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
-  apply_backward<2, scalar_t, kPacked>(Behind<scalar_t>(a, c0), rows, channels, first, count, constants,
-                                       means,
-                                       [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-                                         g = grad.read(p), x = input.read(p);
-                                       });
+  apply_backward<kPacked ? 1 : 2, scalar_t, kPacked>(
+      Behind<scalar_t>(a, c0), rows, channels, first, count, constants, means,
+      [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
+        g = grad.read(p), x = input.read(p);
+      });
 }
 
 }  // namespace fastdl::batch_norm

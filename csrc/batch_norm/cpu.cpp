@@ -107,6 +107,17 @@ int64_t chunks_of(const View& v) {
   return std::clamp<int64_t>(each / kChunk, 1, kMaxChunks);
 }
 
+// The mean as torch takes it where merging has met infinity, which stays infinity in running_mean.
+template <class scalar_t>
+double plain_mean(const scalar_t* x, const View& v, int64_t c) {
+  double sum = 0;
+  for (int64_t n = 0; n < v.N; ++n) {
+    for (int64_t s = 0; s < v.S; ++s)
+      sum += double(acc_of<scalar_t>(x[v.last ? (n * v.S + s) * v.C + c : (n * v.C + c) * v.S + s]));
+  }
+  return sum / double(v.count());
+}
+
 // mean and sum of squared deviations of every channel.
 template <class scalar_t>
 void moments(const scalar_t* x, const View& v, Values& mean, Values& m2) {
@@ -137,7 +148,7 @@ void moments(const scalar_t* x, const View& v, Values& mean, Values& m2) {
       for (int64_t i = c; i < columns; i += v.C)
         all.merge(n, means[k * columns + i], spreads[k * columns + i]);
     }
-    mean[c] = all.mean, m2[c] = all.m2;
+    mean[c] = std::isnan(all.mean) ? plain_mean(x, v, c) : all.mean, m2[c] = all.m2;
   }
 }
 
