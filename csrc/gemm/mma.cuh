@@ -17,6 +17,8 @@ struct MmaShape {
   static constexpr int kWarpsN = warps_n, kThreads = 32 * warps_m * warps_n;
   static constexpr int kWarpM = tile_m / warps_m, kWarpN = tile_n / warps_n;  // of a warp's part
   static constexpr int kPitch = tile_n + 8;                                   // of sums in shared memory
+  // Blocks of a multiprocessor that registers are shared by: two of 256 threads spill with float's fragments.
+  static constexpr int kResident = sizeof(scalar) == 4 && tile_m == 128 ? 1 : 512 / kThreads;
   using A = MmaOperand<scalar, tile_m, kDepth, kThreads, a_deep>;
   using B = MmaOperand<scalar, tile_n, kDepth, kThreads, b_deep>;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;
@@ -25,7 +27,7 @@ struct MmaShape {
 };
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 512 / Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     mma_kernel(const __grid_constant__ Problem p, const __grid_constant__ TileGrid grid, void* workspace) {
   using scalar_t = typename Shape::scalar_t;
   using Math = MmaMath<scalar_t>;
@@ -71,24 +73,19 @@ __global__ void __launch_bounds__(Shape::kThreads, 512 / Shape::kThreads)
     const unsigned char* stage = memory + step % kStages * Shape::kStageBytes;
     FASTDL_UNROLL
     for (int k = 0; k < Shape::kDepth; k += Math::kK) {
-      uint32_t left[kRows][4], right[kColumns][2];
-      FASTDL_UNROLL
-      for (int i = 0; i < kRows; ++i) Shape::A::read_left(left[i], stage, row + 16 * i, k);
+      uint32_t right[kColumns][2];
       FASTDL_UNROLL
       for (int j = 0; j < kColumns; j += 2) {
         Shape::B::read_right(right[j], right[j + 1], stage + Shape::A::kBytes, column + 8 * j, k);
       }
       FASTDL_UNROLL
       for (int i = 0; i < kRows; ++i) {
+        uint32_t left[4];
+        Shape::A::read_left(left, stage, row + 16 * i, k);
         FASTDL_UNROLL
-        for (int j = 0; j < kColumns; ++j) Math::multiply(sum[i][j], left[i], right[j]);
-      }
-      if (sums_rows) {  // times a matrix of ones
+        for (int j = 0; j < kColumns; ++j) Math::multiply(sum[i][j], left, right[j]);
         constexpr uint32_t kOnes[2] = {Math::kOne, Math::kOne};
-        FASTDL_UNROLL
-        for (int i = 0; i < kRows; ++i) {
-          if (i == summed) Math::multiply(row_sum, left[i], kOnes);
-        }
+        if (sums_rows && i == summed) Math::multiply(row_sum, left, kOnes);
       }
     }
   }

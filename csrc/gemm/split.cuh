@@ -2,10 +2,11 @@
 #pragma once
 #include "gemm/epilogue.cuh"
 #include "gemm/schedule.h"
+#include "gemm/split.h"
 
 namespace fastdl::gemm {
 
-// The workspace: sums (batch, splits, m, n), then sums of a's rows (splits, m), of the accumulator's type.
+// The workspace: see split.h.
 template <class acc_t>
 struct Partials {
   acc_t *sums, *row_sums;
@@ -13,11 +14,6 @@ struct Partials {
   FASTDL_DEVICE Partials(void* workspace, const Problem& p, int splits)
       : sums(static_cast<acc_t*>(workspace)), row_sums(sums + p.batch * splits * p.m * p.n) {}
 };
-
-inline int64_t split_workspace_bytes(const Problem& p, int splits) {
-  if (splits == 1) return 0;
-  return accumulator_size(p.dtype) * splits * (p.batch * p.m * p.n + (p.a_sums ? p.m : 0));
-}
 
 template <int kCount, class acc_t>
 FASTDL_DEVICE void store_partial(void* workspace, const Problem& p, const TileGrid& grid,
