@@ -122,7 +122,13 @@ inline const char* fill_zero(void* memory, size_t bytes, void* stream) {
 // Waits until every block of a cooperative launch has arrived.
 FASTDL_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
 
-// Spins until f() holds; f reads with an atomic or a volatile load.
+// A value that other blocks change with atomics. What they wrote before a fence of theirs is seen after one
+// here.
+FASTDL_DEVICE unsigned load_atomic(const unsigned* address) {
+  return *static_cast<const volatile unsigned*>(address);
+}
+
+// Spins until f() holds; f reads with an atomic or load_atomic.
 template <class F>
 FASTDL_DEVICE void spin_until(F f) {
   while (!f()) __nanosleep(20);
@@ -161,6 +167,10 @@ inline const char* fill_zero(void* memory, size_t bytes, void*) {
 }
 
 inline void grid_sync(FASTDL_SITE) { emulator::grid_barrier(site); }
+
+inline unsigned load_atomic(const unsigned* address, FASTDL_SITE) {
+  return emulator::atomic_update(const_cast<unsigned*>(address), [](unsigned value) { return value; }, site);
+}
 
 template <class F>
 inline void spin_until(F f, FASTDL_SITE) {

@@ -100,7 +100,7 @@ FASTDL_DEVICE T load(const T* address) {
 #else
 inline T load(const T* address, FASTDL_SITE) {
   emulator::check_aligned(address, sizeof(T), site);
-  emulator::count_plain(address, sizeof(T), false);
+  emulator::count_traffic(address, sizeof(T), false);
   return *address;
 }
 #endif
@@ -120,7 +120,7 @@ FASTDL_DEVICE void store(T* address, const std::type_identity_t<T>& value) {
 #else
 inline void store(T* address, const std::type_identity_t<T>& value, FASTDL_SITE) {
   emulator::check_aligned(address, sizeof(T), site);
-  emulator::count_plain(address, sizeof(T), true);
+  emulator::count_traffic(address, sizeof(T), true);
   *address = value;
 }
 #endif

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from fastdl import _library
 from fastdl.activation import CODES, activate, activation_backward, check_activation
+from fastdl.dropout import apply as drop
+from fastdl.dropout import check_probability, is_ours
 from fastdl.gemm import FLOATING, autocast, has_kernel, product, transforms_active
 from fastdl.philox import keep_mask, new_seed
 
@@ -140,34 +142,31 @@ def linear(
     [0, 1]; RuntimeError as torch.nn.functional.linear does, and for a residual of another shape.
     """
     check_activation("linear", activation)
-    check_dropout(dropout)
+    check_probability(dropout)
     p = float(dropout) if training else 0.0
-    # On CPU tensors our pass beats torch's only where there is a mask to draw.
-    ours = p > 0 or has_kernel(FORWARD, input, weight)
-    if not ours and residual is None:
-        return activate(F.linear(input, weight, bias), activation)
     operands = (autocast(input), autocast(weight), bias if bias is None else autocast(bias))
-    fits = ours and _fits(*operands, residual)
+    fused = has_kernel(FORWARD, input, weight) and _fits(*operands, residual)
+    preactivation = None if fused else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
     shape = (*input.shape[:-1], *weight.shape[:-1])
-    preactivation = None if fits else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
     if residual is not None and residual.shape != shape:
         raise RuntimeError(
             f"linear: residual must have the output's shape {tuple(shape)}, got {tuple(residual.shape)}; "
             "expand it first"
         )
-    seed = new_seed(input.device) if p > 0 else None
     if preactivation is not None:
-        output = _drop(activate(preactivation, activation), seed, p)
-        return output if residual is None else output + residual
+        if (p == 0 and residual is None) or not is_ours(preactivation):
+            return _plain(preactivation, activation, p, residual)
+        return drop(preactivation, p, False, activation, residual, 1)
+    seed = new_seed(input.device) if p > 0 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
     return FORWARD(*operands, residual, seed, CODES[activation], p, False)[0]  # type: ignore[no-any-return]
 
 
-def check_dropout(p: float) -> None:
-    """Raise ValueError, in torch's words, unless p is a probability."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+def _plain(input: Tensor, activation: str | None, p: float, residual: Tensor | None) -> Tensor:
+    """Return dropout(activation(input)) + residual by torch's ops, for what our kernels do not take."""
+    output = F.dropout(activate(input, activation), p) if p > 0 else activate(input, activation)
+    return output if residual is None else output + residual
 
 
 class Linear(torch.nn.Linear):
@@ -189,7 +188,7 @@ class Linear(torch.nn.Linear):
         dropout: float = 0.0,
     ) -> None:
         check_activation("Linear", activation)
-        check_dropout(dropout)
+        check_probability(dropout)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation, self.dropout = activation, dropout
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdl.activation import check_activation
-from fastdl.linear import Linear, check_dropout
+from fastdl.dropout import check_probability
+from fastdl.linear import Linear
 
 
 def _batch_norm(features: int, activation: str | None, dropout: float, **options: Any) -> nn.Module:
@@ -42,7 +43,7 @@ class LinearBatchNormAct(nn.Module):
         track_running_stats: bool = True,
     ) -> None:
         check_activation("LinearBatchNormAct", activation)
-        check_dropout(dropout)
+        check_probability(dropout)
         super().__init__()
         self.linear = Linear(in_features, out_features, bias, device, dtype)
         self.norm = _batch_norm(

@@ -22,7 +22,7 @@ from pathlib import Path
 from emulator.build import ROOT, dependencies, digest
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a")  # the first stands for everything older that runs by PTX
-FLAGS = ["-std=c++20", "-O3", "-cubin", "-Xptxas", "-v", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
+FLAGS = ["-std=c++20", "-O3", "-Xptxas", "-v", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
 CACHE = ROOT / "build" / "kernel_gate"
 
 
@@ -88,7 +88,8 @@ def parse(report: str, architecture: str) -> list[Kernel]:
 
 def compile_one(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
     """Return the kernels of a file; the answer is kept until a file that it includes changes."""
-    command = [nvcc, *FLAGS, f"-arch={architecture}"]
+    whole = architecture == ARCHITECTURES[-1]  # host code with it: launch stubs have rules of their own
+    command = [nvcc, *FLAGS, "-c" if whole else "-cubin", f"-arch={architecture}"]
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     key = hashlib.sha256(" ".join([*command, str(source), version]).encode()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,7 @@ def compile_one(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
         known = json.loads(record.read_text())
         if all((ROOT / path).exists() and digest(ROOT / path) == value for path, value in known["files"].items()):
             return [Kernel(**kernel) for kernel in known["kernels"]]
-    cubin = CACHE / f"{key}.cubin"
-    arguments = ["-MMD", "-MF", str(depfile), "-o", str(cubin), str(source)]
+    arguments = ["-MMD", "-MF", str(depfile), "-o", str(CACHE / f"{key}.out"), str(source)]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{source} does not compile for {architecture}:\n{result.stderr}")

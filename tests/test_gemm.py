@@ -98,7 +98,7 @@ def test_accuracy(backend):
             def error(c, exact=exact, scale=scale):
                 return ((c.double() - exact).abs() / scale).max().item()
 
-            assert error(fastdl.matmul(a, b)) <= 2 * error(torch.matmul(a, b)) + 1e-16
+            assert error(fastdl.matmul(a, b)) <= 2 * error(torch.matmul(a, b)) + 1e-15  # float64 is its own reference
 
 
 def test_nan_and_inf_propagate(backend):

@@ -44,10 +44,10 @@ struct Rows {
     const uint32_t last = rest < kSize ? (rest > 0 ? (1u << rest) - 1 : 0) : (1u << kSize) - 1;
     return {at, n, first & last};
   }
-  // The slot of a place that a part of these rows has found.
+  // Which vector of its row a place is, that these rows or a part of them have found.
   template <int kSize>
-  FASTDL_DEVICE int slot(const Place& p) const {
-    return int(p.n * vectors) + int(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
+  FASTDL_DEVICE uint32_t vector_of(const Place& p) const {
+    return uint32_t(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
   }
 };
 
@@ -110,10 +110,34 @@ struct Reader {
     if (in_one(p, from)) {
       ptx::copy_async<16>(ptx::shared_address(slot), from);
     } else {
-      *slot = read(p);
+      store(slot, read(p));
     }
   }
 };
+
+// Starts to bring a pack's slots [first, first + count) to shared memory. Each thread fetches those that it
+// reads in for_each_place.
+template <class scalar_t>
+FASTDL_DEVICE void fetch_pack(const Sizes& size, const ChannelPlan& plan, int64_t pack, int64_t first,
+                              int count, const Operand& operand, Packet<scalar_t>* slots) {
+  const int64_t c0 = pack * plan.pack;
+  const Reader<scalar_t> reader(operand, size, c0);
+  for_each_place<kVectorSize<scalar_t>, 1>(Rows(size, c0, min(int64_t(plan.pack), size.c - c0), plan.vectors),
+                                           first, count, int(threadIdx.x), int(blockDim.x),
+                                           [&](int i, const Place(&p)[1]) { reader.fetch(p[0], slots + i); });
+}
+
+// Once slot i of a pack is used, the same of the team's next, if there is one: reads go on while others wait.
+template <class scalar_t, bool kPacked>
+FASTDL_DEVICE void refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, const Rows& rows, int i,
+                          int count, const Place& p, const Operand& operand, Packet<scalar_t>* slots) {
+  constexpr int kSize = kVectorSize<scalar_t>;
+  const int64_t next = pack + plan.teams;
+  if (kPacked || next >= plan.packs || i >= count) return;
+  const Rows next_rows(size, next, 1, plan.vectors);
+  Reader<scalar_t>(operand, size, next)
+      .fetch(next_rows.template place<kSize>(p.n, rows.template vector_of<kSize>(p)), slots + i);
+}
 
 // The valid elements of a place in a contiguous output.
 template <class scalar_t>
@@ -308,7 +332,7 @@ struct Team {
         __threadfence();
         atomicAdd(arrivals, 1u);
         const unsigned all = rounds * unsigned(plan.team);
-        spin_until([&] { return *static_cast<volatile unsigned*>(arrivals) >= all; });
+        spin_until([&] { return load_atomic(arrivals) >= all; });
         __threadfence();
       }
       __syncthreads();

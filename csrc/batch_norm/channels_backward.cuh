@@ -57,11 +57,12 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
   return total;
 }
 
-template <int kBatch, class scalar_t, bool kPacked, class F>
+// As apply_forward.
+template <int kBatch, class scalar_t, bool kPacked, class F, class G>
 FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& rows, int channels,
                                   int64_t first, int count,
                                   const Constants<accumulator_t<scalar_t>>* constants,
-                                  const Means<accumulator_t<scalar_t>>* means, F read) {
+                                  const Means<accumulator_t<scalar_t>>* means, F read, G done) {
   constexpr int kSize = kVectorSize<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   const BackwardArguments& a = behind.a;
@@ -74,16 +75,15 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& ro
         }
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
-          if (p[b].valid == 0) continue;
           const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
           const Pick<kPacked, Constants<acc_t>> k(constants, split, channels);
           const Pick<kPacked, Means<acc_t>> mean(means, split, channels);
           Values<scalar_t> g = widen<scalar_t>(grads[b]), x = widen<scalar_t>(inputs[b]);
           behind.step(p[b], split, k, g, x);
-          if (a.grad_residual) write<scalar_t>(a.grad_residual, p[b], g);
-          if (!a.grad_input) continue;
+          if (a.grad_residual && p[b].valid) write<scalar_t>(a.grad_residual, p[b], g);
           input_gradient(g, x, k, mean);
-          write<scalar_t>(a.grad_input, p[b], g);
+          if (a.grad_input && p[b].valid) write<scalar_t>(a.grad_input, p[b], g);
+          done(i + b * int(blockDim.x), p[b]);
         }
       });
 }
@@ -104,14 +104,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   Team team(plan, workspace);
   const int64_t first = int64_t(team.rank) * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
+  fetch_pack<scalar_t>(a.size, plan, team.index, first, count, a.grad_output, grads);
+  fetch_pack<scalar_t>(a.size, plan, team.index, first, count, a.input, inputs);
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
     const Rows rows(a.size, c0, channels, plan.vectors);
-    const Reader<scalar_t> grad(a.grad_output, a.size, c0), input(a.input, a.size, c0);
-    for_each_place<kSize, 1>(rows, first, count, thread, threads, [&](int i, const Place(&p)[1]) {
-      grad.fetch(p[0], grads + i), input.fetch(p[0], inputs + i);
-    });
     ptx::copy_async_commit();
     if (thread < channels) constants[thread] = saved_constants<acc_t>(a, c0 + thread);
     ptx::copy_async_wait<0>();
@@ -128,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       sums = gather_sums<1>(Behind<scalar_t>(a, c0 + j), channel, 0, int(a.size.n * plan.channel_vectors),
                             thread % group, group, constants[min(j, channels - 1)],
                             [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-                              const int i = rows.template slot<kSize>(p);
+                              const int i = int(p.n * rows.vectors + rows.template vector_of<kSize>(p));
                               g = load(grads + i), x = load(inputs + i);
                             });
     }
@@ -137,9 +135,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       means[k] = Means<acc_t>::of(a, total.g, total.dot);
       if (team.rank == 0) finish_backward(a, c0 + k, total.g, total.dot);
     });
-    if (!a.grad_input && !a.grad_residual) continue;
-    apply_backward<1, scalar_t, kPacked>(Behind<scalar_t>(a, c0), rows, channels, first, count, constants,
-                                         means, read);
+    apply_backward<1, scalar_t, kPacked>(
+        Behind<scalar_t>(a, c0), rows, channels, first, count, constants, means, read,
+        [&](int i, const Place& p) {
+          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.grad_output, grads);
+          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, inputs);
+        });
+    __syncthreads();  // before the next pack's constants
   }
   team.leave();
 }
@@ -203,7 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       Behind<scalar_t>(a, c0), rows, channels, first, count, constants, means,
       [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
         g = grad.read(p), x = input.read(p);
-      });
+      },
+      [](int, const Place&) {});
 }
 
 }  // namespace fastdl::batch_norm

@@ -29,11 +29,11 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
   return total;
 }
 
-// output of the slots [first, first + count) of a pack from c0 on; read as above.
-template <class scalar_t, bool kPacked, class F>
+// output of the slots [first, first + count) of a pack from c0 on; read as above, done(i, place) follows it.
+template <class scalar_t, bool kPacked, class F, class G>
 FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, int64_t c0, int channels,
                                  int64_t first, int count,
-                                 const Constants<accumulator_t<scalar_t>>* constants, F read) {
+                                 const Constants<accumulator_t<scalar_t>>* constants, F read, G done) {
   constexpr int kSize = kVectorSize<scalar_t>, kBatch = 2;
   const Reader<scalar_t> residual(a.residual, a.size, c0);
   const Dropout dropout(a.epilogue);
@@ -54,6 +54,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
           const uint32_t bits = forward_vector(a, values, k, widen<scalar_t>(z[b]), keep);
           if (a.mask) write_mask<scalar_t>(a.mask, p[b], MaskRows(p[b], a.size, c0, split), split, bits);
           if (p[b].valid) write<scalar_t>(a.output, p[b], values);
+          done(i + b * int(blockDim.x), p[b]);
         }
       });
 }
@@ -72,13 +73,11 @@ __global__ void __launch_bounds__(kThreads, 2)
   Team team(plan, workspace);
   const int64_t first = int64_t(team.rank) * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
+  fetch_pack<scalar_t>(a.size, plan, team.index, first, count, a.input, slots);
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
     const Rows rows(a.size, c0, channels, plan.vectors);
-    const Reader<scalar_t> input(a.input, a.size, c0);
-    for_each_place<kSize, 1>(rows, first, count, thread, threads,
-                             [&](int i, const Place(&p)[1]) { input.fetch(p[0], slots + i); });
     ptx::copy_async_commit();
     ptx::copy_async_wait<0>();
     Moments<double> moments;
@@ -90,14 +89,18 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int group = threads / plan.pack, j = thread / group;
       const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       moments = gather_moments<scalar_t>(
-          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group,
-          [&](int, const Place& p) { return load(slots + rows.template slot<kSize>(p)); });
+          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group, [&](int, const Place& p) {
+            return load(slots + int(p.n * rows.vectors + rows.template vector_of<kSize>(p)));
+          });
     }
     team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
       if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
     });
-    apply_forward<scalar_t, kPacked>(a, rows, c0, channels, first, count, constants,
-                                     [&](int i, const Place&) { return load(slots + i); });
+    apply_forward<scalar_t, kPacked>(
+        a, rows, c0, channels, first, count, constants, [&](int i, const Place&) { return load(slots + i); },
+        [&](int i, const Place& p) {
+          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, slots);
+        });
   }
   if (blockIdx.x == 0 && thread == 0 && !a.cumulative) advance_counter(a);
   team.leave();
@@ -149,8 +152,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Reader<scalar_t> input(a.input, a.size, c0);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
-  apply_forward<scalar_t, kPacked>(a, rows, c0, channels, first, count, constants,
-                                   [&](int, const Place& p) { return input.read(p); });
+  apply_forward<scalar_t, kPacked>(
+      a, rows, c0, channels, first, count, constants, [&](int, const Place& p) { return input.read(p); },
+      [](int, const Place&) {});
   if (blockIdx.x == 0 && threadIdx.x == 0 && !a.cumulative) advance_counter(a);
 }
 

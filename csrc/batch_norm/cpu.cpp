@@ -1,5 +1,6 @@
 // batch_norm on CPU tensors: chunks of rows and channels over threads. Chunks depend on sizes only, so the
 // same bits come out of any number of threads.
+#include <pybind11/pybind11.h>
 #include <tuple>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -7,6 +8,7 @@
 
 #include "batch_norm/cpu_types.h"
 #include "batch_norm/layout.h"
+#include "batch_norm/plan.h"
 #include "torch_glue.h"
 
 // The loops once for each instruction set: compiler vectors are lowered before function clones are made.
@@ -311,3 +313,22 @@ FASTDL_CPU_LIBRARY(m) {
 }
 
 }  // namespace fastdl
+
+void bind_batch_norm(pybind11::module_& m) {
+  m.def(
+      "batch_norm_plan",
+      [](int64_t n, int64_t c, int64_t s, int element_bytes, int operands, bool reduces, bool packs,
+         int multiprocessors, int64_t shared_bytes, bool clusters) {
+        using namespace fastdl::batch_norm;
+        const ChannelPlan p = plan_channels({n, c, s, false}, element_bytes, operands, reduces, packs,
+                                            {multiprocessors, shared_bytes, clusters});
+        const char* const names[] = {"apply", "block", "cluster", "group", "stream"};
+        pybind11::dict plan;
+        plan["regime"] = names[int(p.regime)];
+        plan["threads"] = p.threads, plan["pack"] = p.pack, plan["team"] = p.team;
+        plan["packs"] = p.packs, plan["teams"] = p.teams, plan["blocks"] = p.blocks();
+        plan["slots"] = p.slots, plan["share"] = p.share, plan["shared_bytes"] = p.shared_bytes;
+        return plan;
+      },
+      "How the kernels would share a contiguous (N, C, S) tensor on a device (csrc/batch_norm/plan.h)");
+}

@@ -117,12 +117,10 @@ inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int opera
   }
   const bool few = p.packs * team < device.multiprocessors / 4 && bytes > 128 * kWaveBytes;
   if (team > 1 && bytes <= full * team && !few) return in_teams(Regime::kCluster, team, p.packs);
-  const int64_t teams = std::min(std::min(half > 0 ? enough * half / bytes : 0, p.packs), enough);
-  if (teams > 0 && p.pack == 1) {
-    ChannelPlan group = in_teams(Regime::kGroup, enough / teams, teams);
-    if (group.shared_bytes <= half) return group;
-    if (teams > 1) {
-      group = in_teams(Regime::kGroup, enough / (teams - 1), teams - 1);
+  if (p.pack == 1 && half > 0) {
+    for (int64_t teams = std::min({enough * half / bytes, p.packs, enough}); teams > 0; --teams) {
+      const int64_t even = ceil_div(p.packs, ceil_div(p.packs, teams));  // as many rounds, all of them full
+      const ChannelPlan group = in_teams(Regime::kGroup, enough / even, even);
       if (group.shared_bytes <= half) return group;
     }
   }

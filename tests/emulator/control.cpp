@@ -76,10 +76,6 @@ void count_traffic(const void* pointer, size_t bytes, bool write) {
   (write ? c.of_kernel->bytes_written : c.of_kernel->bytes_read) += bytes;
 }
 
-void count_plain(const void* pointer, size_t bytes, bool write) {
-  if (!race) count_traffic(pointer, bytes, write);
-}
-
 }  // namespace fastdl::emulator
 
 extern "C" {

@@ -114,8 +114,6 @@ void* map_shared(const void* pointer, unsigned rank, Site site);   // the same v
 void access(const void* pointer, size_t bytes, bool write, Site site);
 void atomic_access(const void* pointer, size_t bytes, Site site);
 void count_traffic(const void* pointer, size_t bytes, bool write);
-// The same for ordinary loads and stores, which the race checker's instrumentation counts by itself.
-void count_plain(const void* pointer, size_t bytes, bool write);
 void check_aligned(const void* pointer, size_t alignment, Site site);
 
 // Collectives -------------------------------------------------------------------------------------

@@ -288,7 +288,6 @@ void plain_access(const void* pointer, size_t bytes, bool write, const void* ret
       within(&current_grid_dim, sizeof(dim3)) || within(&current, sizeof current)) {
     return;
   }
-  count_traffic(pointer, bytes, write);
   if (!state.on) return;
   const uint32_t program_counter = uint32_t(uintptr_t(return_address) - library_base());
   check_range(pointer, bytes, now_of(fiber, write, {}, program_counter));
