@@ -112,8 +112,9 @@ def test_nan_and_inf_propagate(backend):
 def test_gradients(backend, name):
     backend.requires("gemm")
     a, b = (torch.randn(s, dtype=torch.float64, device=backend.device, requires_grad=True) for s in SHAPES[name])
-    assert torch.autograd.gradcheck(fastdl.matmul, (a, b))
-    assert torch.autograd.gradgradcheck(fastdl.matmul, (a, b))
+    fast = backend.name == "emulated"  # a random projection of the Jacobian
+    assert torch.autograd.gradcheck(fastdl.matmul, (a, b), fast_mode=fast)
+    assert torch.autograd.gradgradcheck(fastdl.matmul, (a, b), fast_mode=fast)
 
 
 def test_expanded_gradient(backend):
