@@ -305,7 +305,7 @@ struct Team {
   // afterwards the block is synchronized.
   template <class T, class F, class Done>
   FASTDL_DEVICE void reduce(T value, F merge, Done done) {
-    FASTDL_SHARED(partial, T[kMaxWarps]);
+    FASTDL_SHARED(partial, T[kThreads / kWarpSize]);
     FASTDL_SHARED(block_total, T);
     const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
     const int warps = int(blockDim.x) / kWarpSize;

@@ -18,9 +18,9 @@ struct Behind {
   template <class K>
   FASTDL_DEVICE void step(const Place& p, const Split& split, K k, Values<scalar_t>& grad,
                           Values<scalar_t>& x) const {
-    Packet<scalar_t> z;
+    Packet<scalar_t> z{};
     if (needs_residual(a)) z = Reader<scalar_t>(a.residual, a.size, c0).read(p);
-    const uint32_t keep = dropout.on ? dropout.keep_bits<kSize>(p.at) : 0;
+    const uint32_t keep = dropout.bits<kSize>(p.at);
     const uint32_t branch =
         a.mask ? read_mask<scalar_t>(a.mask, p, MaskRows(p, a.size, c0, split), split) : 0;
     backward_vector(a, grad, x, k, widen<scalar_t>(z), keep, branch);
@@ -36,7 +36,7 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
   using acc_t = accumulator_t<scalar_t>;
   Sums total = Sums::none();
   for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> grads[kBatch], inputs[kBatch];
+    Packet<scalar_t> grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (p[b].valid) read(i + b * threads, p[b], grads[b], inputs[b]);
@@ -68,7 +68,7 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& ro
   const BackwardArguments& a = behind.a;
   for_each_place<kSize, kBatch>(
       rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> grads[kBatch], inputs[kBatch];
+        Packet<scalar_t> grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) read(i + b * int(blockDim.x), p[b], grads[b], inputs[b]);

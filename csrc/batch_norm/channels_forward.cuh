@@ -16,7 +16,7 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
   using acc_t = accumulator_t<scalar_t>;
   Moments<double> total = Moments<double>::none();
   for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> packets[kBatch];
+    Packet<scalar_t> packets[kBatch]{};
     uint32_t valid = 0;
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
@@ -30,16 +30,16 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
 }
 
 // output of the slots [first, first + count) of a pack from c0 on; read as above, done(i, place) follows it.
-template <class scalar_t, bool kPacked, class F, class G>
+template <int kBatch, class scalar_t, bool kPacked, class F, class G>
 FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, int64_t c0, int channels,
                                  int64_t first, int count,
                                  const Constants<accumulator_t<scalar_t>>* constants, F read, G done) {
-  constexpr int kSize = kVectorSize<scalar_t>, kBatch = 2;
+  constexpr int kSize = kVectorSize<scalar_t>;
   const Reader<scalar_t> residual(a.residual, a.size, c0);
   const Dropout dropout(a.epilogue);
   for_each_place<kSize, kBatch>(
       rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> x[kBatch], z[kBatch];
+        Packet<scalar_t> x[kBatch]{}, z[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) x[b] = read(i + b * int(blockDim.x), p[b]);
@@ -50,7 +50,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
           const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
           const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, split, channels);
           Values<scalar_t> values = widen<scalar_t>(x[b]);
-          const uint32_t keep = dropout.on ? dropout.keep_bits<kSize>(p[b].at) : 0;
+          const uint32_t keep = dropout.bits<kSize>(p[b].at);
           const uint32_t bits = forward_vector(a, values, k, widen<scalar_t>(z[b]), keep);
           if (a.mask) write_mask<scalar_t>(a.mask, p[b], MaskRows(p[b], a.size, c0, split), split, bits);
           if (p[b].valid) write<scalar_t>(a.output, p[b], values);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
       if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
     });
-    apply_forward<scalar_t, kPacked>(
+    apply_forward<2, scalar_t, kPacked>(
         a, rows, c0, channels, first, count, constants, [&](int i, const Place&) { return load(slots + i); },
         [&](int i, const Place& p) {
           refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, slots);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Reader<scalar_t> input(a.input, a.size, c0);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
-  apply_forward<scalar_t, kPacked>(
+  apply_forward<kPacked ? 2 : 4, scalar_t, kPacked>(
       a, rows, c0, channels, first, count, constants, [&](int, const Place& p) { return input.read(p); },
       [](int, const Place&) {});
   if (blockIdx.x == 0 && threadIdx.x == 0 && !a.cumulative) advance_counter(a);

@@ -77,7 +77,7 @@ class Operands {
 };
 
 Epilogue epilogue_of(int64_t activation, const optional<Tensor>& seed, double p) {
-  Epilogue e{activation, nullptr, KeepRule::of(p), KeepRule::scale(p)};
+  Epilogue e{Activation(activation), nullptr, KeepRule::of(p), KeepRule::scale(p)};
   if (!seed || p == 0) return e;
   STD_TORCH_CHECK(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
                   "batch_norm: seed must be one int64 value");

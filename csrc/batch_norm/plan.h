@@ -38,13 +38,13 @@ struct ChannelPlan {
 
 struct DeviceLimits {
   int multiprocessors;
-  int64_t shared_bytes;  // of a block that has a multiprocessor to itself
+  int64_t shared_bytes;  // of a block that has a multiprocessor to itself; 0: nothing may stay in it
   bool clusters;
 };
 
 namespace plan_detail {
 
-constexpr int64_t kStatic = 1536;  // shared memory that kernels declare, and what the system keeps of a block
+constexpr int64_t kStatic = 1024, kReserved = 1024;  // shared memory that kernels declare; that CUDA keeps
 constexpr int64_t kSmallRow = 256, kWaveBytes = 8 << 10;
 constexpr int kMaxCluster = 8;
 
@@ -74,7 +74,8 @@ inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int opera
                                  const DeviceLimits& device) {
   using namespace plan_detail;
   const int64_t vector = 16 / element_bytes, slot_bytes = 16 * operands, enough = 2 * device.multiprocessors;
-  const int64_t full = std::max<int64_t>(0, device.shared_bytes - kStatic), half = full / 2 - kStatic / 2;
+  const int64_t full = std::max<int64_t>(0, device.shared_bytes - kStatic);
+  const int64_t half = std::max<int64_t>(0, (device.shared_bytes + kReserved) / 2 - kStatic - kReserved);
   ChannelPlan p{};
   p.threads = kThreads;
   set_pack(p, size, vector, 1);
