@@ -5,8 +5,10 @@
 
 namespace fastdl {
 
-FASTDL_DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-FASTDL_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+FASTDL_DEVICE float reciprocal(float x) { return __fdividef(1.0f, x); }
+FASTDL_DEVICE double reciprocal(double x) { return 1.0 / x; }
+FASTDL_DEVICE float sigmoid(float x) { return reciprocal(1.0f + __expf(-x)); }
+FASTDL_DEVICE double sigmoid(double x) { return reciprocal(1.0 + exp(-x)); }
 
 // Each has value(x) and gradient(grad, x): grad times the derivative at x. T is float or double.
 struct Identity {
@@ -65,7 +67,7 @@ struct Gelu {
     return 0.5 * erfc(x * -0.70710678118654752440);
   }
   FASTDL_DEVICE static float distribution(float x, float& bell) {
-    const float z = fabsf(x) * 0.707106781f, t = __fdividef(1.0f, 1.0f + 0.4f * z);
+    const float z = fabsf(x) * 0.707106781f, t = reciprocal(1.0f + 0.4f * z);
     bell = __expf(-z * z);
     float y = 0.0272114147f;
     y = y * t - 0.0667921007f, y = y * t - 0.0821462423f, y = y * t + 0.300068229f;

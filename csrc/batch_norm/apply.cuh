@@ -45,18 +45,22 @@ FASTDL_DEVICE void write_channel(const Channels& values, int64_t c, double value
 }
 
 // What normalization needs of a channel, in the type it is computed in. mean = hi + lo keeps what acc_t lacks
-// where |mean| >> std.
+// where |mean| >> std; lo goes into the bias. Forward and backward recompute the same bits.
 template <class acc_t>
 struct Constants {
-  acc_t hi, lo, invstd, scale, bias;
+  acc_t hi, scale, bias;
 
   FASTDL_DEVICE static Constants of(double mean, double invstd, double weight, double bias) {
-    const acc_t hi = acc_t(mean);
-    const double rest = mean - double(hi);
-    return {hi, isfinite(rest) ? acc_t(rest) : acc_t(0), acc_t(invstd), acc_t(invstd * weight), acc_t(bias)};
+    const double scale = invstd * weight;
+    return {acc_t(mean), acc_t(scale), acc_t(bias - low_part(mean) * scale)};
   }
-  // Forward and backward recompute the same bits.
-  FASTDL_DEVICE acc_t centered(acc_t x) const { return (x - hi) - lo; }
+  FASTDL_DEVICE static double low_part(double mean) {
+    const double lo = mean - double(acc_t(mean));
+    return isfinite(lo) ? lo : 0;
+  }
+  FASTDL_DEVICE acc_t centered(acc_t x) const { return x - hi; }
+  // normalized * weight + bias of a centered value
+  FASTDL_DEVICE acc_t affine(acc_t centered) const { return centered * scale + bias; }
 };
 
 // The end of a channel -------------------------------------------------------------------------------------
@@ -98,20 +102,27 @@ FASTDL_DEVICE void advance_counter(const ForwardArguments& a) {
   if (a.training && a.num_batches_tracked) ++*a.num_batches_tracked;
 }
 
-// mean(g) and mean(g * normalized), zero in evaluation.
-template <class acc_t>
-struct Means {
-  acc_t g, dot;
-  FASTDL_DEVICE static Means of(const BackwardArguments& a, double sum, double dot) {
-    const double count = double(a.size.count());
-    return a.training ? Means{acc_t(sum / count), acc_t(dot / count)} : Means{acc_t(0), acc_t(0)};
-  }
+// The sums of a channel's backward: of g, and of g times the centered input.
+struct Sums {
+  double g, dot;
+  FASTDL_DEVICE static Sums none() { return {0, 0}; }
 };
 
-// Writes the parameters' gradients; one thread a channel, once.
-FASTDL_DEVICE void finish_backward(const BackwardArguments& a, int64_t c, double sum, double dot) {
-  write_channel(a.grad_bias, c, sum);
-  write_channel(a.grad_weight, c, dot);
+// g - mean(g) - normalized * mean(g * normalized) = g + centered * slope + offset.
+template <class acc_t>
+struct Correction {
+  acc_t slope, offset;
+};
+
+// Where `writes`, which is one thread a channel, writes the parameters' gradients.
+template <class acc_t>
+FASTDL_DEVICE Correction<acc_t> finish_backward(const BackwardArguments& a, int64_t c, const Sums& sums,
+                                                bool writes = true) {
+  const double invstd = a.save_invstd[c], lo = Constants<acc_t>::low_part(a.save_mean[c]);
+  const double dot = (sums.dot - lo * sums.g) * invstd, count = double(a.size.count());
+  if (writes) write_channel(a.grad_bias, c, sums.g), write_channel(a.grad_weight, c, dot);
+  const double slope = -invstd * dot / count;
+  return {acc_t(slope), acc_t(-sums.g / count - lo * slope)};
 }
 
 // Statistics of a run --------------------------------------------------------------------------------------
@@ -120,42 +131,58 @@ FASTDL_DEVICE void finish_backward(const BackwardArguments& a, int64_t c, double
 // that neither a large mean nor an outlier costs digits; where squares overflow, again at 2^-70 the size.
 template <class acc_t, int kCount, class F>
 FASTDL_DEVICE Moments<double> run_moments(F x, uint32_t valid) {
-  static_assert(kCount <= 32);
+  static_assert(kCount <= 32 && (kCount & (kCount - 1)) == 0);
   constexpr uint32_t kAll = uint32_t((uint64_t(1) << kCount) - 1);
-  const bool whole = (valid & kAll) == kAll;
-  const int count = whole ? kCount : __popc(valid & kAll);
-  if (count == 0) return Moments<double>::none();
-  const acc_t share = whole ? acc_t(1.0 / kCount) : acc_t(1) / acc_t(count);
-  acc_t middle, rest, squares;
-  const auto two_passes = [&](acc_t size) {
+  acc_t middle = 0, rest = 0, squares = 0;
+  if ((valid & kAll) == kAll) {
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) middle += x(i);
+    middle *= acc_t(1.0 / kCount);
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const acc_t d = x(i) - middle;
+      rest += d, squares += d * d;
+    }
+    if (isfinite(squares)) {
+      const acc_t m2 = squares - rest * rest * acc_t(1.0 / kCount);
+      return {double(kCount), double(middle) + double(rest) * (1.0 / kCount), double(m2 < 0 ? 0 : m2)};
+    }
+  }
+  if ((valid & kAll) == 0) return Moments<double>::none();
+  const double count = __popc(valid & kAll);
+  const acc_t share = reciprocal(acc_t(count));
+  acc_t size = 1;
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (attempt == 1) size = acc_t(0x1p-70);
     middle = rest = squares = 0;
     FASTDL_UNROLL
-    for (int i = 0; i < kCount; ++i) middle += whole || valid >> i & 1 ? x(i) * size : acc_t(0);
+    for (int i = 0; i < kCount; ++i) middle += valid >> i & 1 ? x(i) * size : acc_t(0);
     middle *= share;
     FASTDL_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      const acc_t d = whole || valid >> i & 1 ? x(i) * size - middle : acc_t(0);
+      const acc_t d = valid >> i & 1 ? x(i) * size - middle : acc_t(0);
       rest += d, squares += d * d;
     }
-  };
-  two_passes(acc_t(1));
-  double size = 1;
-  if (!isfinite(squares)) {
-    two_passes(acc_t(0x1p-70));
-    size = 0x1p70;
+    if (isfinite(squares)) break;
   }
-  const double m2 = double(squares - rest * rest * share) * size * size;
-  return {double(count), (double(middle) + double(rest * share)) * size, m2 < 0 ? 0 : m2};  // NaN stays
+  // A step of Newton's iteration: the mean of equal values is exact.
+  const double exact_share = double(share) * (2 - count * double(share)), back = size == 1 ? 1 : 0x1p70;
+  const double m2 = double(squares - rest * rest * share) * back * back;
+  return {count, (double(middle) + double(rest) * exact_share) * back, m2 < 0 ? 0 : m2};  // NaN stays
 }
 
 // One more run. The weight need not be more exact than the values.
 template <class acc_t>
 FASTDL_DEVICE void merge_run(Moments<double>& total, const Moments<double>& run) {
+  if (total.count == 0) {
+    total = run;
+    return;
+  }
+  const double before = total.count, delta = run.mean - total.mean;
   total.count += run.count;
-  const double delta = run.mean - total.mean;
-  const double weight = total.count > 0 ? double(acc_t(run.count) / acc_t(total.count)) : 0;
+  const double weight = double(acc_t(run.count) * reciprocal(acc_t(total.count)));
   total.mean += delta * weight;
-  total.m2 += run.m2 + delta * delta * weight * (total.count - run.count);
+  total.m2 += run.m2 + delta * delta * weight * before;
 }
 
 // Vectors --------------------------------------------------------------------------------------------------
@@ -211,7 +238,7 @@ FASTDL_DEVICE void drop(Vector<acc_t, kCount>& v, uint32_t keep, acc_t scale) {
 template <class acc_t, int kCount, class K>
 FASTDL_DEVICE uint32_t forward_vector(const ForwardArguments& a, Vector<acc_t, kCount>& x, K k,
                                       const Vector<acc_t, kCount>& z, uint32_t keep) {
-  for_each<kCount>([&](int j) { x[j] = k(j).centered(x[j]) * k(j).scale + k(j).bias; });
+  for_each<kCount>([&](int j) { x[j] = k(j).affine(k(j).centered(x[j])); });
   if (a.residual.data) for_each<kCount>([&](int j) { x[j] += z[j]; });
   const uint32_t bits = a.mask ? branch_bits(x, a.epilogue.activation) : 0;
   with_activation(a.epilogue.activation,
@@ -224,7 +251,7 @@ FASTDL_DEVICE bool needs_residual(const BackwardArguments& a) {
   return a.residual.data && !a.mask && a.epilogue.activation != Activation::kNone;
 }
 
-// grad in place to g, the gradient at normalized * weight + bias + z; x in place to `normalized`. z: the
+// grad in place to g, the gradient at normalized * weight + bias + z; x in place to centered. z: the
 // residual, read where needs_residual; branch: the mask's bits where there is one.
 template <class acc_t, int kCount, class K>
 FASTDL_DEVICE void backward_vector(const BackwardArguments& a, Vector<acc_t, kCount>& grad,
@@ -236,20 +263,27 @@ FASTDL_DEVICE void backward_vector(const BackwardArguments& a, Vector<acc_t, kCo
     branch_backward(grad, branch, a.epilogue.activation);
   } else if (a.epilogue.activation != Activation::kNone) {
     Vector<acc_t, kCount> v;
-    for_each<kCount>([&](int j) { v[j] = x[j] * k(j).scale + k(j).bias; });
+    for_each<kCount>([&](int j) { v[j] = k(j).affine(x[j]); });
     if (a.residual.data) for_each<kCount>([&](int j) { v[j] += z[j]; });
     with_activation(a.epilogue.activation, [&](auto activation) {
       for_each<kCount>([&](int j) { grad[j] = activation.gradient(grad[j], v[j]); });
     });
   }
-  for_each<kCount>([&](int j) { x[j] *= k(j).invstd; });
 }
 
-// g and normalized, as backward_vector leaves them, to grad_input in place of g. means(j): of element j.
+// Whether grad_input or the parameters' gradients depend on the input's elements.
+FASTDL_DEVICE bool needs_input(const BackwardArguments& a) {
+  return a.training || a.grad_weight.data || (a.epilogue.activation != Activation::kNone && !a.mask);
+}
+
+// g and centered, as backward_vector leaves them, to grad_input in place of g.
 template <class acc_t, int kCount, class K, class M>
-FASTDL_DEVICE void input_gradient(Vector<acc_t, kCount>& g, const Vector<acc_t, kCount>& normalized, K k,
-                                  M means) {
-  for_each<kCount>([&](int j) { g[j] = (g[j] - means(j).g - normalized[j] * means(j).dot) * k(j).scale; });
+FASTDL_DEVICE void input_gradient(const BackwardArguments& a, Vector<acc_t, kCount>& g,
+                                  const Vector<acc_t, kCount>& centered, K k, M correction) {
+  if (a.training) {
+    for_each<kCount>([&](int j) { g[j] += centered[j] * correction(j).slope + correction(j).offset; });
+  }
+  for_each<kCount>([&](int j) { g[j] *= k(j).scale; });
 }
 
 }  // namespace fastdl::batch_norm

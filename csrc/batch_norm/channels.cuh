@@ -23,28 +23,35 @@ FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
 // A vector of a row: elements [at, at + size) in memory order, of which those in `valid` belong to the row.
 struct Place {
   int64_t at;
-  uint32_t n, valid;  // n: image
+  uint32_t n, o, valid;  // image, vector of its row
 };
 
 // The rows of neighbouring channels [c0, c0 + length / S), one an image.
 struct Rows {
   int64_t image, begin, length;  // elements: of an image, before the first row, of a row
   uint32_t vectors;              // of a row, at most
+  bool whole;                    // rows begin and end between octets
 
   FASTDL_DEVICE Rows(const Sizes& size, int64_t c0, int64_t channels, uint32_t vectors)
-      : image(size.c * size.s), begin(c0 * size.s), length(channels * size.s), vectors(vectors) {}
+      : image(size.c * size.s),
+        begin(c0 * size.s),
+        length(channels * size.s),
+        vectors(vectors),
+        whole((begin | length | (size.n > 1 ? image : 0)) % kOctet == 0) {}
 
   FASTDL_DEVICE int64_t row_begin(uint32_t n) const { return n * image + begin; }
 
   template <int kSize>
   FASTDL_DEVICE Place place(uint32_t n, uint32_t o) const {
-    const int64_t row = row_begin(n), at = (row & ~int64_t(kOctet - 1)) + int64_t(o) * kSize;
-    const int64_t before = row - at, rest = row + length - at;
-    const uint32_t first = before > 0 ? (before < kSize ? ~0u << before : 0) : ~0u;
-    const uint32_t last = rest < kSize ? (rest > 0 ? (1u << rest) - 1 : 0) : (1u << kSize) - 1;
-    return {at, n, first & last};
+    constexpr uint32_t kAll = (1u << kSize) - 1;
+    const int64_t row = row_begin(n), offset = int64_t(o) * kSize;
+    if (whole) return {row + offset, n, o, offset < length ? kAll : 0};
+    const int64_t before = (row & (kOctet - 1)) - offset, rest = before + length;
+    const uint32_t first = before <= 0 ? kAll : before < kSize ? kAll << before : 0;
+    const uint32_t last = rest >= kSize ? kAll : rest > 0 ? (1u << rest) - 1 : 0;
+    return {row - before, n, o, first & last & kAll};
   }
-  // Which vector of its row a place is, that these rows or a part of them have found.
+  // Which vector of its row a place is, that a part of these rows has found.
   template <int kSize>
   FASTDL_DEVICE uint32_t vector_of(const Place& p) const {
     return uint32_t(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
@@ -80,18 +87,20 @@ struct Reader {
   static constexpr int kSize = kVectorSize<scalar_t>;
   const scalar_t* data;
   int64_t stride_n, stride_s;  // of an image beyond stride_s times its elements; of an element
+  bool dense;                  // contiguous, and its whole vectors are aligned
 
   FASTDL_DEVICE Reader(const Operand& o, const Sizes& size, int64_t c0)
       : data(static_cast<const scalar_t*>(o.data)),
-        stride_n(o.stride_n - size.c * size.s * o.stride_s),
+        stride_n(size.n > 1 ? o.stride_n - size.c * size.s * o.stride_s : 0),
         stride_s(o.stride_s) {
-    if (data) data += c0 * (o.stride_c - size.s * o.stride_s);
+    if (data && size.c > 1) data += c0 * (o.stride_c - size.s * o.stride_s);
+    dense = stride_s == 1 && stride_n == 0 && is_aligned<kSize>(data);
   }
   FASTDL_DEVICE const scalar_t* address(const Place& p) const {
-    return data + p.n * stride_n + p.at * stride_s;
+    return dense ? data + p.at : data + p.n * stride_n + p.at * stride_s;
   }
   FASTDL_DEVICE bool in_one(const Place& p, const scalar_t* from) const {
-    return p.valid == kWhole<scalar_t> && stride_s == 1 && is_aligned<kSize>(from);
+    return p.valid == kWhole<scalar_t> && (dense || (stride_s == 1 && is_aligned<kSize>(from)));
   }
   FASTDL_DEVICE Packet<scalar_t> read(const Place& p) const {
     const scalar_t* from = address(p);
@@ -127,25 +136,34 @@ FASTDL_DEVICE void fetch_pack(const Sizes& size, const ChannelPlan& plan, int64_
                                            [&](int i, const Place(&p)[1]) { reader.fetch(p[0], slots + i); });
 }
 
-// Once slot i of a pack is used, the same of the team's next, if there is one: reads go on while others wait.
-template <class scalar_t, bool kPacked>
-FASTDL_DEVICE void refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, const Rows& rows, int i,
-                          int count, const Place& p, const Operand& operand, Packet<scalar_t>* slots) {
-  constexpr int kSize = kVectorSize<scalar_t>;
-  const int64_t next = pack + plan.teams;
-  if (kPacked || next >= plan.packs || i >= count) return;
-  const Rows next_rows(size, next, 1, plan.vectors);
-  Reader<scalar_t>(operand, size, next)
-      .fetch(next_rows.template place<kSize>(p.n, rows.template vector_of<kSize>(p)), slots + i);
-}
+// Once a slot of a pack is used, the same of the team's next pack: reads go on while others wait. Packs of
+// several channels have no next.
+template <class scalar_t>
+struct Refill {
+  Rows rows;
+  Reader<scalar_t> reader;
+  Packet<scalar_t>* slots;
+  int count;  // 0: there is no next
 
-// The valid elements of a place in a contiguous output.
+  FASTDL_DEVICE Refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, int count,
+                       const Operand& operand, Packet<scalar_t>* slots)
+      : rows(size, pack + plan.teams, 1, plan.vectors),
+        reader(operand, size, pack + plan.teams),
+        slots(slots),
+        count(plan.pack == 1 && pack + plan.teams < plan.packs ? count : 0) {}
+
+  FASTDL_DEVICE void operator()(int i, const Place& p) const {
+    if (i < count) reader.fetch(rows.template place<kVectorSize<scalar_t>>(p.n, p.o), slots + i);
+  }
+};
+
+// The valid elements of a place in an output, which is contiguous and begins aligned to a vector.
 template <class scalar_t>
 FASTDL_DEVICE void write(void* output, const Place& p, const Values<scalar_t>& values) {
   constexpr int kSize = kVectorSize<scalar_t>;
   scalar_t* to = static_cast<scalar_t*>(output) + p.at;
   const auto packet = convert_vector<scalar_t>(values);
-  if (p.valid == kWhole<scalar_t> && is_aligned<kSize>(to)) {
+  if (p.valid == kWhole<scalar_t>) {
     store_vector(to, packet);
   } else {
     for_each<kSize>([&](int j) {
@@ -171,13 +189,13 @@ struct Split {
   }
 };
 
-// The value of element j's channel.
+// The value of element j's channel. Without packs it is `one`, which stays in registers.
 template <bool kPacked, class T>
 struct Pick {
   T a, b;
   int boundary;
-  FASTDL_DEVICE Pick(const T* table, Split split, int channels)
-      : a(table[split.first]),
+  FASTDL_DEVICE Pick(const T* table, const T& one, Split split, int channels)
+      : a(kPacked ? table[split.first] : one),
         b(kPacked && split.first + 1 < channels ? table[split.first + 1] : a),
         boundary(split.boundary) {}
   FASTDL_DEVICE T operator()(int j) const {
@@ -233,11 +251,6 @@ FASTDL_DEVICE void write_mask(uint8_t* mask, const Place& p, const MaskRows& row
 
 // Teams ----------------------------------------------------------------------------------------------------
 
-// Sums of g and of g * normalized.
-struct Sums {
-  double g, dot;
-  FASTDL_DEVICE static Sums none() { return {0, 0}; }
-};
 struct AddSums {
   FASTDL_DEVICE Sums operator()(const Sums& a, const Sums& b) const { return {a.g + b.g, a.dot + b.dot}; }
 };

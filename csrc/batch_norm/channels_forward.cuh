@@ -6,7 +6,7 @@ namespace fastdl::batch_norm {
 
 // Vectors whose statistics are taken at once, in registers.
 template <class scalar_t>
-constexpr int kRun = kVectorSize<scalar_t> == 8 ? 2 : 4;
+constexpr int kRun = 4;
 
 // Moments of the slots [first, first + count) of a row set; read(i, place) gives slot i's vector.
 template <class scalar_t, class F>
@@ -37,6 +37,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
   constexpr int kSize = kVectorSize<scalar_t>;
   const Reader<scalar_t> residual(a.residual, a.size, c0);
   const Dropout dropout(a.epilogue);
+  const Constants<accumulator_t<scalar_t>> one = constants[0];
   for_each_place<kSize, kBatch>(
       rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
         Packet<scalar_t> x[kBatch]{}, z[kBatch]{};  // no vector: zeros
@@ -48,7 +49,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
-          const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, split, channels);
+          const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, one, split, channels);
           Values<scalar_t> values = widen<scalar_t>(x[b]);
           const uint32_t keep = dropout.bits<kSize>(p[b].at);
           const uint32_t bits = forward_vector(a, values, k, widen<scalar_t>(z[b]), keep);
@@ -96,11 +97,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
       if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
     });
-    apply_forward<2, scalar_t, kPacked>(
+    const Refill<scalar_t> refill(a.size, plan, pack, count, a.input, slots);
+    apply_forward<kPacked ? 1 : 2, scalar_t, kPacked>(
         a, rows, c0, channels, first, count, constants, [&](int i, const Place&) { return load(slots + i); },
-        [&](int i, const Place& p) {
-          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, slots);
-        });
+        refill);
   }
   if (blockIdx.x == 0 && thread == 0 && !a.cumulative) advance_counter(a);
   team.leave();
@@ -159,8 +159,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 // Behind a launch whose factor is 1 / num_batches_tracked: there, every channel reads the counter.
-inline __global__ void advance_counter_kernel(const __grid_constant__ ForwardArguments a) {
-  advance_counter(a);
-}
+__global__ void advance_counter_kernel(const __grid_constant__ ForwardArguments a) { advance_counter(a); }
 
 }  // namespace fastdl::batch_norm
