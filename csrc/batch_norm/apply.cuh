@@ -127,61 +127,54 @@ FASTDL_DEVICE Correction<acc_t> finish_backward(const BackwardArguments& a, int6
 
 // Statistics of a run --------------------------------------------------------------------------------------
 
-// Moments of the values x(0) ... x(kCount - 1) whose bit in `valid` is set, in registers: two passes, so
-// that neither a large mean nor an outlier costs digits; where squares overflow, again at 2^-70 the size.
+// Joins the values x(0) ... x(kCount - 1), in registers, whose bit in `valid` is set. They are shifted by the
+// mean so far, at first by one of them: a large mean costs no digits, squares exceed those about the mean by
+// a small factor, and a constant is exact. Where squares overflow, again at 2^-70 the size.
 template <class acc_t, int kCount, class F>
-FASTDL_DEVICE Moments<double> run_moments(F x, uint32_t valid) {
+FASTDL_DEVICE void add_run(Moments<double>& total, F x, uint32_t valid) {
   static_assert(kCount <= 32 && (kCount & (kCount - 1)) == 0);
   constexpr uint32_t kAll = uint32_t((uint64_t(1) << kCount) - 1);
-  acc_t middle = 0, rest = 0, squares = 0;
-  if ((valid & kAll) == kAll) {
+  valid &= kAll;
+  if (valid == 0) return;
+  acc_t shift = acc_t(total.mean), sum = 0, squares = 0, share = acc_t(1.0 / kCount);
+  if (total.count == 0) {
     FASTDL_UNROLL
-    for (int i = 0; i < kCount; ++i) middle += x(i);
-    middle *= acc_t(1.0 / kCount);
+    for (int i = 0; i < kCount; ++i) shift = valid >> i & 1 ? x(i) : shift;
+  }
+  double count = kCount, size = 1;
+  if (valid == kAll) {
     FASTDL_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      const acc_t d = x(i) - middle;
-      rest += d, squares += d * d;
+      const acc_t d = x(i) - shift;
+      sum += d, squares += d * d;
     }
-    if (isfinite(squares)) {
-      const acc_t m2 = squares - rest * rest * acc_t(1.0 / kCount);
-      return {double(kCount), double(middle) + double(rest) * (1.0 / kCount), double(m2 < 0 ? 0 : m2)};
-    }
-  }
-  if ((valid & kAll) == 0) return Moments<double>::none();
-  const double count = __popc(valid & kAll);
-  const acc_t share = reciprocal(acc_t(count));
-  acc_t size = 1;
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    if (attempt == 1) size = acc_t(0x1p-70);
-    middle = rest = squares = 0;
-    FASTDL_UNROLL
-    for (int i = 0; i < kCount; ++i) middle += valid >> i & 1 ? x(i) * size : acc_t(0);
-    middle *= share;
+  } else {
+    count = __popc(valid), share = reciprocal(acc_t(count));
     FASTDL_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      const acc_t d = valid >> i & 1 ? x(i) * size - middle : acc_t(0);
-      rest += d, squares += d * d;
+      const acc_t d = valid >> i & 1 ? x(i) - shift : acc_t(0);
+      sum += d, squares += d * d;
     }
-    if (isfinite(squares)) break;
   }
-  // A step of Newton's iteration: the mean of equal values is exact.
-  const double exact_share = double(share) * (2 - count * double(share)), back = size == 1 ? 1 : 0x1p70;
-  const double m2 = double(squares - rest * rest * share) * back * back;
-  return {count, (double(middle) + double(rest) * exact_share) * back, m2 < 0 ? 0 : m2};  // NaN stays
-}
-
-// One more run. The weight need not be more exact than the values.
-template <class acc_t>
-FASTDL_DEVICE void merge_run(Moments<double>& total, const Moments<double>& run) {
+  if (!isfinite(squares)) {
+    sum = squares = 0, size = 0x1p70;
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const acc_t d = valid >> i & 1 ? x(i) * acc_t(0x1p-70) - shift * acc_t(0x1p-70) : acc_t(0);
+      sum += d, squares += d * d;
+    }
+  }
+  const double mean = double(shift) + double(sum * share) * size;
+  const double m2 = double(squares - sum * sum * share) * size * size;
+  const Moments<double> run{count, mean, m2 < 0 ? 0 : m2};  // NaN stays
   if (total.count == 0) {
     total = run;
     return;
   }
-  const double before = total.count, delta = run.mean - total.mean;
-  total.count += run.count;
-  const double weight = double(acc_t(run.count) * reciprocal(acc_t(total.count)));
-  total.mean += delta * weight;
+  const double before = total.count, delta = mean - total.mean;
+  total.count += count;
+  const double weight = double(acc_t(count) * reciprocal(acc_t(total.count)));
+  total.mean += delta * weight;  // whose weight need not be more exact than the values
   total.m2 += run.m2 + delta * delta * weight * before;
 }
 

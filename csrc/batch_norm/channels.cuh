@@ -6,16 +6,18 @@
 
 namespace fastdl::batch_norm {
 
-template <class scalar_t>
-using Packet = Vector<scalar_t, kVectorSize<scalar_t>>;  // 16 bytes
+// 16 bytes as they come from memory: elements are taken apart where they are used.
+using Packet = Vector<uint32_t, 4>;
 template <class scalar_t>
 using Values = Vector<accumulator_t<scalar_t>, kVectorSize<scalar_t>>;  // what it is computed as
 template <class scalar_t>
 constexpr uint32_t kWhole = (1u << kVectorSize<scalar_t>)-1;
 
 template <class scalar_t>
-FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
-  return convert_vector<accumulator_t<scalar_t>>(packet);
+FASTDL_DEVICE Values<scalar_t> widen(const Packet& packet) {
+  Vector<scalar_t, kVectorSize<scalar_t>> elements;
+  memcpy(&elements, &packet, sizeof packet);
+  return convert_vector<accumulator_t<scalar_t>>(elements);
 }
 
 // Places ---------------------------------------------------------------------------------------------------
@@ -102,18 +104,20 @@ struct Reader {
   FASTDL_DEVICE bool in_one(const Place& p, const scalar_t* from) const {
     return p.valid == kWhole<scalar_t> && (dense || (stride_s == 1 && is_aligned<kSize>(from)));
   }
-  FASTDL_DEVICE Packet<scalar_t> read(const Place& p) const {
+  FASTDL_DEVICE Packet read(const Place& p) const {
     const scalar_t* from = address(p);
-    if (in_one(p, from)) return load_vector<kSize, Cache::kReadOnly>(from);
-    Packet<scalar_t> packet;
+    if (in_one(p, from)) return load<Cache::kReadOnly>(reinterpret_cast<const Packet*>(from));
+    Vector<scalar_t, kSize> elements;
     for_each<kSize>([&](int j) {
-      packet[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
+      elements[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
       from += stride_s;  // multiples of the stride would live in registers
     });
+    Packet packet;
+    memcpy(&packet, &elements, sizeof packet);
     return packet;
   }
   // To shared memory, behind the thread's back where the address allows it.
-  FASTDL_DEVICE void fetch(const Place& p, Packet<scalar_t>* slot) const {
+  FASTDL_DEVICE void fetch(const Place& p, Packet* slot) const {
     if (p.valid == 0) return;
     const scalar_t* from = address(p);
     if (in_one(p, from)) {
@@ -128,7 +132,7 @@ struct Reader {
 // reads in for_each_place.
 template <class scalar_t>
 FASTDL_DEVICE void fetch_pack(const Sizes& size, const ChannelPlan& plan, int64_t pack, int64_t first,
-                              int count, const Operand& operand, Packet<scalar_t>* slots) {
+                              int count, const Operand& operand, Packet* slots) {
   const int64_t c0 = pack * plan.pack;
   const Reader<scalar_t> reader(operand, size, c0);
   for_each_place<kVectorSize<scalar_t>, 1>(Rows(size, c0, min(int64_t(plan.pack), size.c - c0), plan.vectors),
@@ -142,11 +146,11 @@ template <class scalar_t>
 struct Refill {
   Rows rows;
   Reader<scalar_t> reader;
-  Packet<scalar_t>* slots;
+  Packet* slots;
   int count;  // 0: there is no next
 
   FASTDL_DEVICE Refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, int count,
-                       const Operand& operand, Packet<scalar_t>* slots)
+                       const Operand& operand, Packet* slots)
       : rows(size, pack + plan.teams, 1, plan.vectors),
         reader(operand, size, pack + plan.teams),
         slots(slots),

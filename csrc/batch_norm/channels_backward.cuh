@@ -18,7 +18,7 @@ struct Behind {
   template <class K>
   FASTDL_DEVICE void step(const Place& p, const Split& split, K k, Values<scalar_t>& grad,
                           Values<scalar_t>& x) const {
-    Packet<scalar_t> z{};
+    Packet z{};
     if (needs_residual(a)) z = Reader<scalar_t>(a.residual, a.size, c0).read(p);
     const uint32_t keep = dropout.bits<kSize>(p.at);
     const uint32_t branch =
@@ -36,7 +36,7 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
   using acc_t = accumulator_t<scalar_t>;
   Sums total = Sums::none();
   for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
+    Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (p[b].valid) read(i + b * threads, p[b], grads[b], inputs[b]);
@@ -47,10 +47,14 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
       if (p[b].valid == 0) continue;
       Values<scalar_t> g = widen<scalar_t>(grads[b]), x = widen<scalar_t>(inputs[b]);
       behind.step(p[b], {0, kSize}, [&](int) { return constants; }, g, x);
-      for_each<kSize>([&](int j) {
-        const bool valid = p[b].valid >> j & 1;
-        sum += valid ? g[j] : acc_t(0), dot += valid ? g[j] * x[j] : acc_t(0);
-      });
+      if (p[b].valid == kWhole<scalar_t>) {
+        for_each<kSize>([&](int j) { sum += g[j], dot += g[j] * x[j]; });
+      } else {
+        for_each<kSize>([&](int j) {
+          const bool valid = p[b].valid >> j & 1;
+          sum += valid ? g[j] : acc_t(0), dot += valid ? g[j] * x[j] : acc_t(0);
+        });
+      }
     }
     total.g += double(sum), total.dot += double(dot);
   });
@@ -70,7 +74,7 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& ro
   const Correction<acc_t> one_correction = corrections[0];
   for_each_place<kSize, kBatch>(
       rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
+        Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) read(i + b * int(blockDim.x), p[b], grads[b], inputs[b]);
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
   FASTDL_SHARED(corrections, Correction<acc_t>[kMaxPack]);
-  auto* grads = reinterpret_cast<Packet<scalar_t>*>(memory);
+  auto* grads = reinterpret_cast<Packet*>(memory);
   auto* inputs = grads + plan.share;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
@@ -116,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (thread < channels) constants[thread] = saved_constants<acc_t>(a, c0 + thread);
     ptx::copy_async_wait<0>();
     __syncthreads();
-    const auto read = [&](int i, const Place&, Packet<scalar_t>& g, Packet<scalar_t>& x) {
+    const auto read = [&](int i, const Place&, Packet& g, Packet& x) {
       g = load(grads + i), x = load(inputs + i);
     };
     Sums sums = Sums::none();
@@ -127,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       sums = gather_sums<1>(Behind<scalar_t>(a, c0 + j), channel, 0, int(a.size.n * plan.channel_vectors),
                             thread % group, group, constants[min(j, channels - 1)],
-                            [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
+                            [&](int, const Place& p, Packet& g, Packet& x) {
                               const int i = int(p.n * rows.vectors + rows.template vector_of<kSize>(p));
                               g = load(grads + i), x = load(inputs + i);
                             });
@@ -162,9 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
   const Sums sums =
       gather_sums<2>(Behind<scalar_t>(a, c), rows, first, count, int(threadIdx.x), int(blockDim.x), constants,
-                     [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-                       g = grad.read(p), x = input.read(p);
-                     });
+                     [&](int, const Place& p, Packet& g, Packet& x) { g = grad.read(p), x = input.read(p); });
   team.reduce(sums, AddSums(), [&](int, const Sums& total) {
     publish(partials + int64_t(blockIdx.x) * Team::kExchange, total);
   });
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
   apply_backward<kPacked ? 1 : 2, scalar_t, kPacked>(
       Behind<scalar_t>(a, c0), rows, channels, first, count, constants, corrections,
-      [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
+      [&](int, const Place& p, Packet& g, Packet& x) {
         g = grad.read(p);
         if (reads_input) x = input.read(p);
       },

@@ -16,15 +16,17 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
   using acc_t = accumulator_t<scalar_t>;
   Moments<double> total = Moments<double>::none();
   for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> packets[kBatch]{};
+    Packet packets[kBatch]{};
     uint32_t valid = 0;
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (p[b].valid) packets[b] = read(i + b * threads, p[b]);
       valid |= p[b].valid << (kSize * b);
     }
-    const auto value = [&](int j) { return convert<acc_t>(packets[j / kSize][j % kSize]); };
-    merge_run<acc_t>(total, run_moments<acc_t, kSize * kBatch>(value, valid));
+    Vector<scalar_t, kSize> elements[kBatch];
+    memcpy(elements, packets, sizeof packets);
+    const auto value = [&](int j) { return convert<acc_t>(elements[j / kSize][j % kSize]); };
+    add_run<acc_t, kSize * kBatch>(total, value, valid);
   });
   return total;
 }
@@ -40,7 +42,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
   const Constants<accumulator_t<scalar_t>> one = constants[0];
   for_each_place<kSize, kBatch>(
       rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> x[kBatch]{}, z[kBatch]{};  // no vector: zeros
+        Packet x[kBatch]{}, z[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) x[b] = read(i + b * int(blockDim.x), p[b]);
@@ -69,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
-  auto* slots = reinterpret_cast<Packet<scalar_t>*>(memory);
+  auto* slots = reinterpret_cast<Packet*>(memory);
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
   const int64_t first = int64_t(team.rank) * plan.share;
