@@ -29,13 +29,13 @@ struct Behind {
 
 // Sums over the slots [first, first + count) of one channel's rows; read(i, place, grad, x) gives a slot.
 template <int kBatch, class scalar_t, class F>
-FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows, int64_t first, int count,
-                               int thread, int threads, const Constants<accumulator_t<scalar_t>>& constants,
-                               F read) {
+FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows<kVectorSize<scalar_t>>& rows,
+                               int64_t first, int count, int thread, int threads,
+                               const Constants<accumulator_t<scalar_t>>& constants, F read) {
   constexpr int kSize = kVectorSize<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   Sums total = Sums::none();
-  for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
+  rows.template for_each<kBatch>(first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
     Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
@@ -63,8 +63,8 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
 
 // As apply_forward.
 template <int kBatch, class scalar_t, bool kPacked, class F, class G>
-FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& rows, int channels,
-                                  int64_t first, int count,
+FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows<kVectorSize<scalar_t>>& rows,
+                                  int channels, int64_t first, int count,
                                   const Constants<accumulator_t<scalar_t>>* constants,
                                   const Correction<accumulator_t<scalar_t>>* corrections, F read, G done) {
   constexpr int kSize = kVectorSize<scalar_t>;
@@ -72,8 +72,8 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& ro
   const BackwardArguments& a = behind.a;
   const Constants<acc_t> one = constants[0];
   const Correction<acc_t> one_correction = corrections[0];
-  for_each_place<kSize, kBatch>(
-      rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
+  rows.template for_each<kBatch>(
+      first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
         Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
@@ -81,7 +81,7 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& ro
         }
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
-          const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
+          const Split split = Split::of<kPacked>(rows, p[b], channels, a.size.s);
           const Pick<kPacked, Constants<acc_t>> k(constants, one, split, channels);
           const Pick<kPacked, Correction<acc_t>> correction(corrections, one_correction, split, channels);
           Values<scalar_t> g = widen<scalar_t>(grads[b]), x = widen<scalar_t>(inputs[b]);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
-    const Rows rows(a.size, c0, channels, plan.vectors);
+    const Rows<kSize> rows(a.size, c0, channels, plan.vectors);
     ptx::copy_async_commit();
     if (thread < channels) constants[thread] = saved_constants<acc_t>(a, c0 + thread);
     ptx::copy_async_wait<0>();
@@ -128,11 +128,11 @@ __global__ void __launch_bounds__(kThreads, 2)
       sums = gather_sums<1>(Behind<scalar_t>(a, c0), rows, first, count, thread, threads, constants[0], read);
     } else {
       const int group = threads / plan.pack, j = thread / group;
-      const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
+      const Rows<kSize> channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       sums = gather_sums<1>(Behind<scalar_t>(a, c0 + j), channel, 0, int(a.size.n * plan.channel_vectors),
                             thread % group, group, constants[min(j, channels - 1)],
                             [&](int, const Place& p, Packet& g, Packet& x) {
-                              const int i = int(p.n * rows.vectors + rows.template vector_of<kSize>(p));
+                              const int i = int(p.n * rows.vectors + rows.vector_of(p));
                               g = load(grads + i), x = load(inputs + i);
                             });
     }
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = accumulator_t<scalar_t>;
   Team team(plan, nullptr);
   const int64_t c = team.index;
-  const Rows rows(a.size, c, 1, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c, 1, plan.vectors);
   const Reader<scalar_t> grad(a.grad_output, a.size, c), input(a.input, a.size, c);
   const Constants<acc_t> constants = saved_constants<acc_t>(a, c);
   const int64_t first = int64_t(team.rank) * plan.share;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     });
   }
   if (!a.grad_input && !a.grad_residual) return;
-  const Rows rows(a.size, c0, channels, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c0, channels, plan.vectors);
   const Reader<scalar_t> grad(a.grad_output, a.size, c0), input(a.input, a.size, c0);
   const bool reads_input = needs_input(a);
   const int64_t first = rank * plan.share;

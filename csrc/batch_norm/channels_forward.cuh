@@ -10,12 +10,12 @@ constexpr int kRun = 4;
 
 // Moments of the slots [first, first + count) of a row set; read(i, place) gives slot i's vector.
 template <class scalar_t, class F>
-FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, int count, int thread,
-                                             int threads, F read) {
+FASTDL_DEVICE Moments<double> gather_moments(const Rows<kVectorSize<scalar_t>>& rows, int64_t first,
+                                             int count, int thread, int threads, F read) {
   constexpr int kSize = kVectorSize<scalar_t>, kBatch = kRun<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   Moments<double> total = Moments<double>::none();
-  for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
+  rows.template for_each<kBatch>(first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
     Packet packets[kBatch]{};
     uint32_t valid = 0;
     FASTDL_UNROLL
@@ -23,9 +23,7 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
       if (p[b].valid) packets[b] = read(i + b * threads, p[b]);
       valid |= p[b].valid << (kSize * b);
     }
-    Vector<scalar_t, kSize> elements[kBatch];
-    memcpy(elements, packets, sizeof packets);
-    const auto value = [&](int j) { return convert<acc_t>(elements[j / kSize][j % kSize]); };
+    const auto value = [&](int j) { return element<scalar_t>(packets, j); };
     add_run<acc_t, kSize * kBatch>(total, value, valid);
   });
   return total;
@@ -33,15 +31,15 @@ FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, in
 
 // output of the slots [first, first + count) of a pack from c0 on; read as above, done(i, place) follows it.
 template <int kBatch, class scalar_t, bool kPacked, class F, class G>
-FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, int64_t c0, int channels,
-                                 int64_t first, int count,
+FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows<kVectorSize<scalar_t>>& rows,
+                                 int64_t c0, int channels, int64_t first, int count,
                                  const Constants<accumulator_t<scalar_t>>* constants, F read, G done) {
   constexpr int kSize = kVectorSize<scalar_t>;
   const Reader<scalar_t> residual(a.residual, a.size, c0);
   const Dropout dropout(a.epilogue);
   const Constants<accumulator_t<scalar_t>> one = constants[0];
-  for_each_place<kSize, kBatch>(
-      rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
+  rows.template for_each<kBatch>(
+      first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
         Packet x[kBatch]{}, z[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
@@ -50,7 +48,7 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
         }
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
-          const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
+          const Split split = Split::of<kPacked>(rows, p[b], channels, a.size.s);
           const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, one, split, channels);
           Values<scalar_t> values = widen<scalar_t>(x[b]);
           const uint32_t keep = dropout.bits<kSize>(p[b].at);
@@ -80,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
-    const Rows rows(a.size, c0, channels, plan.vectors);
+    const Rows<kSize> rows(a.size, c0, channels, plan.vectors);
     ptx::copy_async_commit();
     ptx::copy_async_wait<0>();
     Moments<double> moments;
@@ -90,11 +88,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     } else {
       __syncthreads();
       const int group = threads / plan.pack, j = thread / group;
-      const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
+      const Rows<kSize> channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       moments = gather_moments<scalar_t>(
-          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group, [&](int, const Place& p) {
-            return load(slots + int(p.n * rows.vectors + rows.template vector_of<kSize>(p)));
-          });
+          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group,
+          [&](int, const Place& p) { return load(slots + int(p.n * rows.vectors + rows.vector_of(p))); });
     }
     team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
       if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
@@ -114,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     channel_moments_kernel(const __grid_constant__ ForwardArguments a,
                            const __grid_constant__ ChannelPlan plan, double* partials) {
   Team team(plan, nullptr);
-  const Rows rows(a.size, team.index, 1, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, team.index, 1, plan.vectors);
   const Reader<scalar_t> input(a.input, a.size, team.index);
   const int64_t first = int64_t(team.rank) * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
@@ -150,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (j < channels) constants[j] = evaluation_constants<acc_t>(a, c0 + j, rank == 0);
     __syncthreads();
   }
-  const Rows rows(a.size, c0, channels, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c0, channels, plan.vectors);
   const Reader<scalar_t> input(a.input, a.size, c0);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
