@@ -68,7 +68,9 @@ template <class Arguments>
 const char* run(const Kernels<Arguments>& kernels, const Arguments& a, void* workspace, void* stream) {
   const ChannelPlan plan = plan_of(kernels, a);
   if (plan.blocks() == 0) return nullptr;
-  if (plan.blocks() > 0x7FFFFFFF) return "more than 2^31 - 1 blocks; split the batch";
+  if (!plan_fits(a.size, bytes_of(a.dtype)) || plan.blocks() > INT32_MAX) {
+    return "over 2^32 images, 64 GiB of a channel in one image, or 2^31 blocks; split the batch";
+  }
   const LaunchConfig config = config_of(plan, stream);
   const bool packed = plan.pack > 1;
   double* const partials = plan.regime == Regime::kStream ? static_cast<double*>(workspace) : nullptr;

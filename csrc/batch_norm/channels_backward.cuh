@@ -67,7 +67,6 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows<kVe
                                   int channels, int64_t first, int count,
                                   const Constants<accumulator_t<scalar_t>>* constants,
                                   const Correction<accumulator_t<scalar_t>>* corrections, F read, G done) {
-  constexpr int kSize = kVectorSize<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   const BackwardArguments& a = behind.a;
   const Constants<acc_t> one = constants[0];
