@@ -210,7 +210,7 @@ def apply(
         return input
     if inplace and input.is_leaf and _needs_grad(input):  # before a seed is drawn
         raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
-    if inplace and any(n > 1 and s == 0 for n, s in zip(input.shape, input.stride())):
+    if inplace and input.numel() and any(n > 1 and s == 0 for n, s in zip(input.shape, input.stride())):
         raise RuntimeError(
             "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
             "Please clone() the tensor before performing the operation."

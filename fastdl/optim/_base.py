@@ -193,6 +193,8 @@ class FusedOptimizer(Optimizer):
             for p in members:
                 assert p.grad is not None
                 views = [p, p.grad, *self._states(p, group, names, fresh)]
+                if hasattr(p, "to_local"):  # DTensor: this rank's part
+                    views = [t.to_local() if hasattr(t, "to_local") else t for t in views]
                 if p.is_complex():
                     views = [torch.view_as_real(t) if t.is_complex() else t for t in views]
                 batch.params.append(views[0])
@@ -267,10 +269,14 @@ class FusedOptimizer(Optimizer):
         return next(iter(norms))
 
     def _norm_across(self, batches: dict[torch.device, _Batch], max_grad_norm: float | None) -> Tensor | None:
-        """Return the gradients' norm where one call does not see them all."""
-        if max_grad_norm is None or len(batches) < 2:
+        """Return the gradients' norm where one call does not see them all: several devices, sharded parameters."""
+        if max_grad_norm is None:
             return None
-        norm = torch.nn.utils.get_total_norm([g for batch in batches.values() for g in batch.grads])
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if len(batches) < 2 and not any(hasattr(grad, "to_local") for grad in grads):
+            return None
+        norm = torch.nn.utils.get_total_norm(grads)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         scale = getattr(self, "grad_scale", None)
         return norm if scale is None else norm / scale.to(norm.device)
 
