@@ -6,6 +6,26 @@
 
 namespace fastdl {
 
+// Bit j: whether element index + j survives; kCount is 2, 4 or 8 and divides index.
+template <int kCount>
+FASTDL_DEVICE uint32_t keep_bits(uint64_t seed, uint64_t index, const KeepRule& rule) {
+  if (rule.none) return 0;
+  uint32_t bits = 0;
+  if (!rule.wide) {
+    const Philox4 r = philox(seed, index / 8);
+    FASTDL_UNROLL
+    for (int j = 0; j < 8; ++j) bits |= uint32_t(keep_in_word8(r, j, rule.threshold)) << j;
+    return bits >> (index % 8);
+  }
+  FASTDL_UNROLL
+  for (int from = 0; from < kCount; from += 4) {
+    const Philox4 r = philox(seed, (index + unsigned(from)) / 4, kWideStream);
+    FASTDL_UNROLL
+    for (int j = 0; j < 4; ++j) bits |= uint32_t(r.word[j] >= rule.threshold) << (from + j);
+  }
+  return kCount < 4 ? bits >> (index % 4) : bits;
+}
+
 // An element is kept where its random bits are >= threshold. Both have 32 bits: 16-bit decisions stand in the
 // upper half, and whatever is below does not change them.
 struct KeepMask {

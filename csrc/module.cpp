@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 void bind_augment(py::module_&);
 void bind_batch_norm(py::module_&);
+void bind_gemm(py::module_&);
 void bind_optim(py::module_&);
 
 namespace {
@@ -43,5 +44,6 @@ PYBIND11_MODULE(_C, m) {
         "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI");
   bind_augment(m);
   bind_batch_norm(m);
+  bind_gemm(m);
   bind_optim(m);
 }

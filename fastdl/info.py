@@ -59,6 +59,7 @@ def _gpu(index: int) -> dict[str, Any]:
         "multiprocessors": p.multi_processor_count,
         "memory_gib": round(p.total_memory / 2**30, 1),
         "l2_mib": round(getattr(p, "L2_cache_size", 0) / 2**20, 1),
+        "shared_bytes": getattr(p, "shared_memory_per_block_optin", 0),
     }
 
 
@@ -92,6 +93,31 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
     if later:
         return f"yes, compiled by the driver at first use: built for {archs}, {have}"
     return f"no: built for {archs}, {have}; rebuild with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
+
+
+_H200 = {"name": "an H200 (not here)", "compute_capability": "9.0", "multiprocessors": 132, "shared_bytes": 232448}
+_BATCH_NORM_SIZES = ((32, 64, 112), (32, 256, 56), (32, 512, 28), (32, 2048, 7), (256, 64, 112), (4, 128, 1024))
+
+
+def _batch_norm_plans(gpu: dict[str, Any]) -> dict[str, str]:
+    """Return how the kernels would share contiguous bfloat16 images among this GPU's blocks, by shape."""
+    from fastdl import _C
+
+    modern = float(gpu["compute_capability"]) >= 8  # api.cu, limits()
+    device = (gpu["multiprocessors"], gpu["shared_bytes"] if modern else 0, float(gpu["compute_capability"]) >= 9)
+
+    def plan(n: int, c: int, size: int, operands: int) -> str:
+        p = _C.batch_norm_plan(n, c, size * size, 2, operands, True, True, *device)
+        shape = f"{p['regime']}, {p['blocks']} blocks"
+        shape += (
+            f", {p['team']} a channel" if p["team"] > 1 else f", {p['pack']} channels each" if p["pack"] > 1 else ""
+        )
+        return shape + (f", {p['shared_bytes'] >> 10} KiB each" if p["shared_bytes"] else "")
+
+    return {
+        str((n, c, size, size)): f"forward {plan(n, c, size, 1)}; backward {plan(n, c, size, 2)}"
+        for n, c, size in _BATCH_NORM_SIZES
+    }
 
 
 def samples(device: torch.device, *, gradients: bool = False) -> dict[str, Callable[[], Any]]:
@@ -207,6 +233,7 @@ def report(*, ops: bool = True) -> dict[str, Any]:
     for gpu in gpus:
         major, minor = (int(digit) for digit in gpu["compute_capability"].split("."))
         gpu["library_has_code"] = _try(lambda: _arch_check(library, (major, minor)))  # noqa: B023
+    planned = gpus[0] if gpus else _H200
     result: dict[str, Any] = {
         "fastdl": fastdl.__version__,
         "python": platform.python_version(),
@@ -222,6 +249,7 @@ def report(*, ops: bool = True) -> dict[str, Any]:
         "driver": _try(_driver),
         "gpus": gpus,
         "library": library,
+        "batch_norm_plans": {planned["name"]: _try(lambda: _batch_norm_plans(planned)) or {}},
         "strict": os.environ.get("FASTDL_STRICT", "0") not in ("", "0"),
     }
     if ops:
@@ -264,6 +292,9 @@ def _text(found: dict[str, Any]) -> str:
         width = max(map(len, found["ops"]), default=0) + 2
         lines += ["", f"On {found['device']} tensors here:"]
         lines += [f"  {name:{width}}{path}" for name, path in found["ops"].items()]
+    for gpu_name, plans in found["batch_norm_plans"].items():
+        lines += ["", f"Batch norm of contiguous bfloat16 images on {gpu_name}:"]
+        lines += [f"  {shape:22}{plan}" for shape, plan in plans.items()]
     return "\n".join(lines)
 
 

@@ -1,9 +1,13 @@
 """The batch norm kernels on their own: every regime on small devices, traffic, launches, repeatability."""
 
 import ctypes
+import random
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastdl import _C
 from fastdl.batch_norm import batch_norm_backward_reference, batch_norm_reference, read_mask
@@ -17,6 +21,8 @@ DEVICES = {
     "stream": (2, 3 << 10, 80),
 }
 SHAPES = [(8, 3, 24, 24), (7, 5, 19, 17), (33, 4, 41), (2, 6, 700)]
+OPS = torch.ops.fastdl_emulated
+H200, A100, TURING = (132, 232448, True), (108, 166912, False), (40, 0, False)
 
 
 @pytest.fixture
@@ -27,6 +33,7 @@ def library(emulated_library):
     library.fastdl_emulator_kernels.restype = ctypes.c_char_p
     yield library
     library.fastdl_emulator_device(*DEVICES["block"])
+    library.fastdl_emulator_settings(0, 0, 0)
 
 
 def plan(shape, dtype, operands, device, *, reduces=True):
@@ -69,7 +76,7 @@ def compare(shape, dtype, *, residual=False, activation=0, p=0.0, training=True,
     """Forward and backward of the kernels against the formulas."""
     args = arguments(shape, dtype, residual=residual, activation=activation, p=p, training=training, mask=mask)
     ours, theirs = cloned(args), cloned(args)
-    y, mean, invstd, bits = torch.ops.fastdl_emulated.batch_norm_forward(*ours)
+    y, mean, invstd, bits = OPS.batch_norm_forward(*ours)
     expected = batch_norm_reference(*theirs)
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     torch.testing.assert_close(y, expected[0], rtol=tolerance, atol=tolerance)
@@ -83,9 +90,7 @@ def compare(shape, dtype, *, residual=False, activation=0, p=0.0, training=True,
     x, z, weight, bias, seed = (args[i] for i in (0, 1, 2, 3, 7))
     grad = torch.randn(shape).to(dtype)
     rest = (seed, training, 1e-5, activation, p, True, residual, True)
-    back = torch.ops.fastdl_emulated.batch_norm_backward(
-        grad, x, None if mask else z, weight, bias, mean, invstd, bits, *rest
-    )
+    back = OPS.batch_norm_backward(grad, x, None if mask else z, weight, bias, mean, invstd, bits, *rest)
     formula = batch_norm_backward_reference(grad, x, z, weight, bias, *expected[1:3], None, *rest)
     for a, b in zip(back, formula):
         scale = 1 if b.numel() == 0 else b.abs().max().item()
@@ -122,3 +127,216 @@ def test_packs_of_short_rows(library, shape):
             compare(shape, dtype)
             compare(shape, dtype, residual=True, activation=1, p=0.5, mask=True)
             compare(shape, dtype, residual=True, activation=2, training=False, mask=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- the plan
+
+
+@pytest.mark.parametrize(
+    ("size", "element_bytes", "operands", "device", "expected"),
+    [
+        ((32, 512, 28 * 28), 2, 1, H200, {"regime": "block", "blocks": 512, "pack": 1}),
+        ((32, 1024, 14 * 14), 2, 1, H200, {"regime": "block", "pack": 4, "blocks": 256}),
+        ((32, 2048, 7 * 7), 2, 2, H200, {"regime": "block", "pack": 8}),
+        ((64, 8192, 4 * 4), 2, 1, H200, {"regime": "block", "pack": 8, "blocks": 1024}),
+        ((8, 16, 64), 4, 1, H200, {"regime": "block", "blocks": 16, "threads": 64}),
+        ((32, 256, 56 * 56), 2, 1, H200, {"regime": "cluster", "team": 2}),
+        ((256, 64, 56 * 56), 2, 1, H200, {"regime": "cluster", "team": 8, "teams": 64}),
+        ((256, 64, 112 * 112), 2, 1, H200, {"regime": "group", "teams": 4, "blocks": 264}),
+        ((4, 128, 1024 * 1024), 2, 1, H200, {"regime": "group", "teams": 3, "team": 88}),
+        ((20, 6, 65536), 2, 2, H200, {"regime": "group", "teams": 3}),
+        ((4, 128, 1024 * 1024), 4, 2, H200, {"regime": "stream"}),
+        ((32, 256, 56 * 56), 2, 1, A100, {"regime": "group"}),
+        ((32, 512, 28 * 28), 2, 1, TURING, {"regime": "stream", "shared_bytes": 0}),
+    ],
+    ids=str,
+)
+def test_plan_of(size, element_bytes, operands, device, expected):
+    found = _C.batch_norm_plan(*size, element_bytes, operands, True, True, *device)
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_every_plan_is_sound():
+    """What a kernel relies on, for 20000 random sizes and devices."""
+    draw = random.Random(0)
+    for _ in range(20000):
+        n, c, s = (max(1, int(2 ** draw.uniform(-0.5, high))) for high in (12, 13, 20))
+        element_bytes, operands, reduces = draw.choice((2, 4, 8)), draw.choice((1, 2)), draw.random() < 0.8
+        device = draw.choice(
+            (H200, A100, TURING, (draw.randint(1, 200), draw.randint(0, 240 << 10), draw.random() < 0.5))
+        )
+        multiprocessors, shared_bytes, clusters = device
+        p = _C.batch_norm_plan(n, c, s, element_bytes, operands, reduces, draw.random() < 0.5, *device)
+        message = f"{(n, c, s, element_bytes, operands, reduces, device)}: {p}"
+        assert p["packs"] == -(-c // p["pack"]), message
+        assert 1 <= p["teams"] <= p["packs"], message
+        assert p["share"] * p["team"] >= p["slots"] >= n * -(-s * element_bytes // 16), message
+        assert p["share"] % (8 * element_bytes // 16) == 0, message
+        assert p["threads"] in (64, 128, 256), message
+        assert p["threads"] // 32 % p["pack"] == 0, message
+        assert (p["regime"] == "apply") == (not reduces), message
+        if p["regime"] in ("apply", "stream"):
+            assert p["shared_bytes"] == 0, message
+            assert p["teams"] == p["packs"], message
+            continue
+        assert p["shared_bytes"] == 16 * operands * p["share"], message
+        assert p["shared_bytes"] + 1024 <= shared_bytes, message  # kernels declare 1 KiB
+        if p["regime"] == "block":
+            assert (p["team"], p["teams"]) == (1, p["packs"]), message
+        elif p["regime"] == "cluster":
+            assert clusters, message
+            assert (p["team"] in (2, 4, 8), p["teams"]) == (True, p["packs"]), message
+        else:  # two blocks at a time on every multiprocessor, of which CUDA keeps 1 KiB a block
+            assert (p["pack"], p["blocks"] <= 2 * multiprocessors) == (1, True), message
+            assert 2 * (p["shared_bytes"] + 2048) <= shared_bytes + 1024, message
+
+
+# ------------------------------------------------------------------------------------------------ passes over memory
+
+
+def moved(library, regime, shape, dtype, *, residual=False, activation=0, p=0.0, training=True, mask=False, **needs):
+    """Passes of the forward and of the backward: (launches, bytes read and written over those of the input), names."""
+    args = arguments(shape, dtype, residual=residual, activation=activation, p=p, training=training, mask=mask)
+    on_device(library, regime)
+    output, mean, invstd, bits = OPS.batch_norm_forward(*args)
+    forward = counters(library)
+    x, z, weight, bias, seed = (args[i] for i in (0, 1, 2, 3, 7))
+    rest = (seed, training, 1e-5, activation, p)
+    need = (needs.get("need_input", True), residual, needs.get("need_params", True))
+    OPS.batch_norm_backward(x, x, None if mask else z, weight, bias, mean, invstd, bits, *rest, *need)
+    size = output.numel() * dtype.itemsize
+    return [(n, read / size, written / size, names) for n, read, written, names in (forward, counters(library))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("regime", DEVICES)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_each_element_moves_as_often_as_it_must(library, regime, dtype, shape):
+    """Resident: read once, written once. Streaming: statistics, then apply. Below 2 % more is per channel."""
+    for extras in ({}, {"residual": True, "activation": 1, "mask": True, "p": 0.3}):
+        extra, bit = (1, 1 / 8 / dtype.itemsize) if extras else (0, 0)
+        for direction, found in enumerate(moved(library, regime, shape, dtype, **extras)):
+            streams = plan(shape, dtype, 1 + direction, DEVICES[regime])["regime"] == "stream"
+            assert streams == (regime == "stream")
+            launches, read, written, kernels = found
+            assert launches == 1 + streams
+            assert kernels.count("kernel") == launches
+            again = (8 * dtype.itemsize // 16) * 2  # an octet's byte is read with each of its vectors, by both passes
+            expected = [(1 + streams + extra, 1 + bit), (2 + 2 * streams + bit * again, 1 + extra)][direction]
+            assert expected[0] <= read * 1.0001
+            assert read < expected[0] + 0.02, (read, expected)
+            assert expected[1] <= written + 1e-9
+            assert written < expected[1] + 0.02, (written, expected)
+
+
+@pytest.mark.parametrize("activation", [0, 1, 3])
+def test_evaluation_is_one_pass(library, activation):
+    shape = (8, 6, 31, 33)
+    forward, backward = moved(library, "block", shape, torch.bfloat16, activation=activation, training=False)
+    assert forward[0] == 1
+    assert "channel_apply_kernel" in forward[3]
+    assert forward[1:3] == pytest.approx((1, 1), abs=0.01)
+    assert backward[1:3] == pytest.approx((2, 1), abs=0.01)  # sums for the parameters, resident
+    options = {"activation": activation, "training": False, "need_params": False}
+    launches, read, written, names = moved(library, "block", shape, torch.bfloat16, **options)[1]
+    assert launches == 1
+    assert "channel_apply_backward_kernel" in names
+    assert (read, written) == pytest.approx((2 if activation else 1, 1), abs=0.01)  # a frozen layer reads no input
+
+
+# ------------------------------------------------------------------------------------------------------------ behaviour
+
+
+@pytest.mark.parametrize("regime", DEVICES)
+def test_bits_do_not_depend_on_schedule_strides_or_alignment(library, regime):
+    shape = (6, 5, 19, 23)
+    for dtype in (torch.float32, torch.float16):
+        args = arguments(shape, dtype, residual=True, activation=1, p=0.2, mask=True)
+        x = args[0]
+        spread = torch.empty(6, 5, 19, 46, dtype=dtype)[..., ::2].copy_(x)
+        shifted = torch.empty(x.numel() + 1, dtype=dtype)[1:].view(shape).copy_(x)
+        results = []
+        for input, order in ((x, (0, 0)), (x, (1, 1)), (x, (2, 2)), (spread, (0, 0)), (shifted, (0, 1))):
+            on_device(library, regime)
+            library.fastdl_emulator_settings(*order, 11)
+            given = cloned(args)
+            y, mean, invstd, bits = OPS.batch_norm_forward(input, *given[1:])
+            rest = (args[7], True, 1e-5, 1, 0.2, True, True, True)
+            grads = OPS.batch_norm_backward(x, input, None, args[2], args[3], mean, invstd, bits, *rest)
+            results.append([y, mean, invstd, read_mask(bits, x), *given[4:7], *grads])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("regime", DEVICES)
+def test_numerical_edges_in_every_regime(library, regime):
+    on_device(library, regime)
+    shape, beta, stats = (5, 6, 27, 27), torch.linspace(-2, 2, 6), [torch.zeros(6), torch.ones(6)]
+    weight = torch.tensor([1.0, -1.0, 0.0, 2.0, -0.5, 1.0])
+
+    def forward(x):
+        return OPS.batch_norm_forward(x, None, weight, beta, *stats, None, None, True, 0.1, 1e-5, 0, 0.0, False)
+
+    for constant in (1e4, -3.3, 0.1, 1e30, 0.0):
+        for dtype in (torch.float32, torch.bfloat16):
+            y = forward(torch.full(shape, constant).to(dtype))[0]
+            assert torch.equal(y, beta.to(dtype).view(1, -1, 1, 1).expand(shape))
+    for mean, std in ((1e6, 1.0), (1e30, 1e30), (-1e5, 0.1), (0.0, 1e-20), (0.0, 1e35)):
+        x = torch.randn(shape) * std + mean
+        x[0, 1, 0, 0] = mean + 1e3 * std  # an outlier, at first
+        exact = F.batch_norm(x.double(), None, None, weight.double(), beta.double(), True, 0.1, 1e-5)
+        y, *saved, _ = forward(x)
+        torch.testing.assert_close(y.double(), exact, rtol=3e-5, atol=3e-5)
+        grad = torch.randn(shape)
+        rest = (None, None, True, 1e-5, 0, 0.0, True, False, True)
+        leaf = x.double().requires_grad_()
+        (expected,) = torch.autograd.grad(
+            F.batch_norm(leaf, None, None, weight.double(), None, True), leaf, grad.double()
+        )
+        found = OPS.batch_norm_backward(grad, x, None, weight, beta, *saved, *rest)[0]
+        scale = expected.abs().amax((0, 2, 3), keepdim=True).clamp(min=1e-44)
+        assert ((found - expected).abs() / scale).max() < 1e-4
+    for bad in (float("nan"), float("inf")):
+        x = torch.randn(shape)
+        x[2, 3, 13, 26] = bad
+        y = forward(x)[0]
+        assert torch.isfinite(y).all((0, 2, 3)).tolist() == [True, True, True, False, True, True]
+
+
+def test_momentum_none_counts_on_the_device(library):
+    args = arguments((4, 3, 5, 5), torch.float32, residual=False, activation=0, p=0.0)
+    mean, batches = args[4].clone(), args[6]
+    OPS.batch_norm_forward(*args[:9], None, *args[10:])
+    assert batches.item() == 4
+    torch.testing.assert_close(args[4], mean * 0.75 + args[0].mean((0, 2, 3)) * 0.25)
+    assert "advance_counter_kernel" in counters(library)[3]
+
+
+def test_refused_calls_change_nothing(library):
+    args = arguments((4, 3, 5, 5), torch.float32, residual=True, activation=1, p=0.5)
+    changes = {
+        1: args[1][:2], 2: torch.ones(4), 3: torch.ones(2), 4: torch.ones(4), 5: torch.ones(2),
+        6: torch.zeros(2).long(), 7: torch.zeros(2).long(),
+    }  # fmt: skip
+    for k, bad in changes.items():
+        before = cloned(args)
+        with pytest.raises(RuntimeError, match="batch_norm: "):
+            OPS.batch_norm_forward(*args[:k], bad, *args[k + 1 :])
+        assert all(a is b or torch.equal(a, b) for a, b in zip(args, before) if isinstance(a, torch.Tensor))
+    with pytest.raises(RuntimeError, match="save_mask needs"):
+        OPS.batch_norm_forward(*args[:11], 3, 0.0, True)
+
+
+@pytest.mark.parametrize("shape", [(70000, 2, 3), (1, 2, 70001), (3, 300, 2, 2)], ids=str)
+def test_many_images_long_rows_many_channels(library, shape):
+    library.fastdl_emulator_device(4, 227 << 10, 90)
+    compare(shape, torch.float32)
+    compare(shape, torch.bfloat16, training=False)
+
+
+def test_far_indices():
+    """Plans, rows, masks and strides at element indices up to 2**42."""
+    build = pytest.importorskip("emulator.build")
+    program = build.build_program("plain", "batch_norm_far", [Path(__file__).parent / "batch_norm_far.cu"])
+    result = subprocess.run([program], capture_output=True, text=True, errors="replace", timeout=300)
+    assert result.stdout == "far indices: ok\n", result.stdout + result.stderr

@@ -8,7 +8,8 @@ namespace {
 
 DeviceLimits limits() {
   const DeviceProperties device = device_properties();
-  return {device.multiprocessors, device.shared_bytes_per_block, device.has_clusters()};
+  const bool resident = device.capability >= 80;  // by cp.async
+  return {device.multiprocessors, resident ? device.shared_bytes_per_block : 0, device.has_clusters()};
 }
 
 int bytes_of(Dtype dtype) { return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2; }
@@ -19,14 +20,32 @@ bool packs(const Sizes& size, std::initializer_list<Operand> operands) {
                      [&](const Operand& o) { return !o.data || o.stride_c == size.s * o.stride_s; });
 }
 
-ChannelPlan plan_of(const ForwardArguments& a) {
+ChannelPlan plan_of(const ForwardArguments& a, const DeviceLimits& device) {
   return plan_channels(a.size, bytes_of(a.dtype), 1, a.training, packs(a.size, {a.input, a.residual}),
-                       limits());
+                       device);
 }
-ChannelPlan plan_of(const BackwardArguments& a) {
+ChannelPlan plan_of(const BackwardArguments& a, const DeviceLimits& device) {
   const bool reduces = a.grad_weight.data || a.grad_bias.data || (a.training && a.grad_input);
   return plan_channels(a.size, bytes_of(a.dtype), 2, reduces,
-                       packs(a.size, {a.grad_output, a.input, a.residual}), limits());
+                       packs(a.size, {a.grad_output, a.input, a.residual}), device);
+}
+
+// The kernels of a direction: resident, sums, apply; for single channels and for packs of short rows.
+template <class Arguments>
+struct Kernels {
+  void (*resident[2])(Arguments, ChannelPlan, void*);
+  void (*sums)(Arguments, ChannelPlan, double*);
+  void (*apply[2])(Arguments, ChannelPlan, const double*);
+};
+
+// Where the device, or the share of it that this process has, does not hold all blocks of a group at once, it
+// streams.
+template <class Arguments>
+ChannelPlan plan_of(const Kernels<Arguments>& kernels, const Arguments& a) {
+  const ChannelPlan plan = plan_of(a, limits());
+  if (plan.regime != Regime::kGroup) return plan;
+  const int64_t room = resident_blocks(kernels.resident[0], plan.threads, size_t(plan.shared_bytes));
+  return plan.blocks() <= room ? plan : plan_of(a, {limits().multiprocessors, 0, false});
 }
 
 size_t workspace_of(const ChannelPlan& plan) {
@@ -45,19 +64,13 @@ LaunchConfig config_of(const ChannelPlan& plan, void* stream) {
   return config;
 }
 
-// The kernels of a direction: resident, sums, apply; for single channels and for packs of short rows.
-template <class Arguments>
-struct Kernels {
-  void (*resident[2])(Arguments, ChannelPlan, void*);
-  void (*sums)(Arguments, ChannelPlan, double*);
-  void (*apply[2])(Arguments, ChannelPlan, const double*);
-};
-
 template <class Arguments>
 const char* run(const Kernels<Arguments>& kernels, const Arguments& a, void* workspace, void* stream) {
-  const ChannelPlan plan = plan_of(a);
+  const ChannelPlan plan = plan_of(kernels, a);
   if (plan.blocks() == 0) return nullptr;
-  if (plan.blocks() > 0x7FFFFFFF) return "more than 2^31 - 1 blocks; split the batch";
+  if (!plan_fits(a.size, bytes_of(a.dtype)) || plan.blocks() > INT32_MAX) {
+    return "over 2^32 images, 64 GiB of a channel in one image, or 2^31 blocks; split the batch";
+  }
   const LaunchConfig config = config_of(plan, stream);
   const bool packed = plan.pack > 1;
   double* const partials = plan.regime == Regime::kStream ? static_cast<double*>(workspace) : nullptr;
@@ -89,7 +102,7 @@ Kernels<BackwardArguments> backward_kernels() {
 }
 
 template <class F>
-const char* with_dtype(Dtype dtype, F f) {
+auto with_dtype(Dtype dtype, F f) {
   switch (dtype) {
     case Dtype::kFloat32:
       return f(float());
@@ -104,8 +117,14 @@ const char* with_dtype(Dtype dtype, F f) {
 
 }  // namespace
 
-size_t forward_workspace(const ForwardArguments& a) { return workspace_of(plan_of(a)); }
-size_t backward_workspace(const BackwardArguments& a) { return workspace_of(plan_of(a)); }
+size_t forward_workspace(const ForwardArguments& a) {
+  return with_dtype(a.dtype,
+                    [&](auto zero) { return workspace_of(plan_of(forward_kernels<decltype(zero)>(), a)); });
+}
+size_t backward_workspace(const BackwardArguments& a) {
+  return with_dtype(a.dtype,
+                    [&](auto zero) { return workspace_of(plan_of(backward_kernels<decltype(zero)>(), a)); });
+}
 
 const char* forward(const ForwardArguments& a, void* workspace, void* stream) {
   const char* error = with_dtype(

@@ -1,7 +1,9 @@
 // What every batch_norm kernel does with elements and with finished statistics, whatever its layout: a vector
 // at a time forward and backward, statistics of a run in registers, and the end of a channel.
 #pragma once
+#include "activation.cuh"
 #include "batch_norm/problem.h"
+#include "keep_mask.cuh"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -43,18 +45,22 @@ FASTDL_DEVICE void write_channel(const Channels& values, int64_t c, double value
 }
 
 // What normalization needs of a channel, in the type it is computed in. mean = hi + lo keeps what acc_t lacks
-// where |mean| >> std.
+// where |mean| >> std; lo goes into the bias. Forward and backward recompute the same bits.
 template <class acc_t>
 struct Constants {
-  acc_t hi, lo, invstd, scale, bias;
+  acc_t hi, scale, bias;
 
   FASTDL_DEVICE static Constants of(double mean, double invstd, double weight, double bias) {
-    const acc_t hi = acc_t(mean);
-    const double rest = mean - double(hi);
-    return {hi, isfinite(rest) ? acc_t(rest) : acc_t(0), acc_t(invstd), acc_t(invstd * weight), acc_t(bias)};
+    const double scale = invstd * weight;
+    return {acc_t(mean), acc_t(scale), acc_t(bias - low_part(mean) * scale)};
   }
-  // Forward and backward recompute the same bits.
-  FASTDL_DEVICE acc_t centered(acc_t x) const { return (x - hi) - lo; }
+  FASTDL_DEVICE static double low_part(double mean) {
+    const double lo = mean - double(acc_t(mean));
+    return isfinite(lo) ? lo : 0;
+  }
+  FASTDL_DEVICE acc_t centered(acc_t x) const { return x - hi; }
+  // normalized * weight + bias of a centered value
+  FASTDL_DEVICE acc_t affine(acc_t centered) const { return centered * scale + bias; }
 };
 
 // The end of a channel -------------------------------------------------------------------------------------
@@ -96,110 +102,83 @@ FASTDL_DEVICE void advance_counter(const ForwardArguments& a) {
   if (a.training && a.num_batches_tracked) ++*a.num_batches_tracked;
 }
 
-// mean(g) and mean(g * normalized), zero in evaluation.
-template <class acc_t>
-struct Means {
-  acc_t g, dot;
-  FASTDL_DEVICE static Means of(const BackwardArguments& a, double sum, double dot) {
-    const double count = double(a.size.count());
-    return a.training ? Means{acc_t(sum / count), acc_t(dot / count)} : Means{acc_t(0), acc_t(0)};
-  }
+// The sums of a channel's backward: of g, and of g times the centered input.
+struct Sums {
+  double g, dot;
+  FASTDL_DEVICE static Sums none() { return {0, 0}; }
 };
 
-// Writes the parameters' gradients; one thread a channel, once.
-FASTDL_DEVICE void finish_backward(const BackwardArguments& a, int64_t c, double sum, double dot) {
-  write_channel(a.grad_bias, c, sum);
-  write_channel(a.grad_weight, c, dot);
+// g - mean(g) - normalized * mean(g * normalized) = g + centered * slope + offset.
+template <class acc_t>
+struct Correction {
+  acc_t slope, offset;
+};
+
+// Where `writes`, which is one thread a channel, writes the parameters' gradients.
+template <class acc_t>
+FASTDL_DEVICE Correction<acc_t> finish_backward(const BackwardArguments& a, int64_t c, const Sums& sums,
+                                                bool writes = true) {
+  const double invstd = a.save_invstd[c], lo = Constants<acc_t>::low_part(a.save_mean[c]);
+  const double dot = (sums.dot - lo * sums.g) * invstd, count = double(a.size.count());
+  if (writes) write_channel(a.grad_bias, c, sums.g), write_channel(a.grad_weight, c, dot);
+  const double slope = -invstd * dot / count;
+  return {acc_t(slope), acc_t(-sums.g / count - lo * slope)};
 }
 
 // Statistics of a run --------------------------------------------------------------------------------------
 
-// Moments of the values x(0) ... x(kCount - 1) whose bit in `valid` is set, in registers: two passes, so
-// that neither a large mean nor an outlier costs digits; where squares overflow, again at 2^-70 the size.
+// Joins the values x(0) ... x(kCount - 1), in registers, whose bit in `valid` is set. They are shifted by the
+// mean so far, at first by one of them: a large mean costs no digits, squares exceed those about the mean by
+// a small factor, and a constant is exact. Where squares overflow, again at 2^-70 the size.
 template <class acc_t, int kCount, class F>
-FASTDL_DEVICE Moments<double> run_moments(F x, uint32_t valid) {
-  static_assert(kCount <= 32);
+FASTDL_DEVICE void add_run(Moments<double>& total, F x, uint32_t valid) {
+  static_assert(kCount <= 32 && (kCount & (kCount - 1)) == 0);
   constexpr uint32_t kAll = uint32_t((uint64_t(1) << kCount) - 1);
-  const bool whole = (valid & kAll) == kAll;
-  const int count = whole ? kCount : __popc(valid & kAll);
-  if (count == 0) return Moments<double>::none();
-  const acc_t share = whole ? acc_t(1.0 / kCount) : acc_t(1) / acc_t(count);
-  acc_t middle, rest, squares;
-  const auto two_passes = [&](acc_t size) {
-    middle = rest = squares = 0;
+  valid &= kAll;
+  if (valid == 0) return;
+  acc_t shift = acc_t(total.mean), sum = 0, squares = 0, share = acc_t(1.0 / kCount);
+  if (total.count == 0) {
     FASTDL_UNROLL
-    for (int i = 0; i < kCount; ++i) middle += whole || valid >> i & 1 ? x(i) * size : acc_t(0);
-    middle *= share;
+    for (int i = 0; i < kCount; ++i) shift = valid >> i & 1 ? x(i) : shift;
+  }
+  double count = kCount, size = 1;
+  if (valid == kAll) {
     FASTDL_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      const acc_t d = whole || valid >> i & 1 ? x(i) * size - middle : acc_t(0);
-      rest += d, squares += d * d;
+      const acc_t d = x(i) - shift;
+      sum += d, squares += d * d;
     }
-  };
-  two_passes(acc_t(1));
-  double size = 1;
+  } else {
+    count = __popc(valid), share = reciprocal(acc_t(count));
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const acc_t d = valid >> i & 1 ? x(i) - shift : acc_t(0);
+      sum += d, squares += d * d;
+    }
+  }
   if (!isfinite(squares)) {
-    two_passes(acc_t(0x1p-70));
-    size = 0x1p70;
+    sum = squares = 0, size = 0x1p70;
+    FASTDL_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const acc_t d = valid >> i & 1 ? x(i) * acc_t(0x1p-70) - shift * acc_t(0x1p-70) : acc_t(0);
+      sum += d, squares += d * d;
+    }
   }
-  const double m2 = double(squares - rest * rest * share) * size * size;
-  return {double(count), (double(middle) + double(rest * share)) * size, m2 < 0 ? 0 : m2};  // NaN stays
+  const double mean = double(shift) + double(sum * share) * size;
+  const double m2 = double(squares - sum * sum * share) * size * size;
+  const Moments<double> run{count, mean, m2 < 0 ? 0 : m2};  // NaN stays
+  if (total.count == 0) {
+    total = run;
+    return;
+  }
+  const double before = total.count, delta = mean - total.mean;
+  total.count += count;
+  const double weight = double(acc_t(count) * reciprocal(acc_t(total.count)));
+  total.mean += delta * weight;  // whose weight need not be more exact than the values
+  total.m2 += run.m2 + delta * delta * weight * before;
 }
 
-// One more run. The weight need not be more exact than the values.
-template <class acc_t>
-FASTDL_DEVICE void merge_run(Moments<double>& total, const Moments<double>& run) {
-  total.count += run.count;
-  const double delta = run.mean - total.mean;
-  const double weight = total.count > 0 ? double(acc_t(run.count) / acc_t(total.count)) : 0;
-  total.mean += delta * weight;
-  total.m2 += run.m2 + delta * delta * weight * (total.count - run.count);
-}
-
-// Activations ----------------------------------------------------------------------------------------------
-
-template <class acc_t>
-FASTDL_DEVICE acc_t exponential(acc_t x) {
-  if constexpr (std::is_same_v<acc_t, double>) {
-    return exp(x);
-  } else {
-    return __expf(x);
-  }
-}
-template <class acc_t>
-FASTDL_DEVICE acc_t reciprocal(acc_t x) {
-  if constexpr (std::is_same_v<acc_t, double>) {
-    return 1 / x;
-  } else {
-    return __fdividef(1.0f, x);
-  }
-}
-template <class acc_t>
-FASTDL_DEVICE acc_t sigmoid(acc_t x) {
-  return reciprocal(acc_t(1) + exponential(-x));
-}
-// Phi(x), the normal distribution function, and bell = exp(-x^2 / 2), which its derivative shares. Fewer
-// registers than erfcf: exp(z^2) erfc(z) is a polynomial of 1 / (1 + 0.4 z) to 3e-8 over 0 <= z <= 9.5.
-template <class acc_t>
-FASTDL_DEVICE acc_t normal_cdf(acc_t x, acc_t& bell) {
-  if constexpr (std::is_same_v<acc_t, double>) {
-    bell = exp(-0.5 * x * x);
-    return 0.5 * erfc(x * -0.70710678118654752440);
-  } else {
-    const float z = fabsf(x) * 0.707106781f, t = reciprocal(1.0f + 0.4f * z);
-    bell = __expf(-z * z);
-    float y = 0.0272114147f;
-    y = y * t - 0.0667921007f, y = y * t - 0.0821462423f, y = y * t + 0.300068229f;
-    y = y * t - 0.0884797797f, y = y * t + 0.279177845f, y = y * t + 0.173822105f;
-    y = y * t + 0.232115358f, y = y * t + 0.224992186f, y = y * t + 3.10059368e-05f;
-    const float tail = 0.5f * y * bell;
-    return x < 0 ? tail : 1 - tail;
-  }
-}
-template <class acc_t>
-FASTDL_DEVICE acc_t gelu_tanh_argument(acc_t x) {  // gelu_tanh(x) = x sigmoid(argument)
-  return x * (acc_t(1) + x * x * acc_t(0.044715)) * acc_t(1.5957691216057308);
-}
+// Vectors --------------------------------------------------------------------------------------------------
 
 // Calls f(j) for the elements of a vector.
 template <int kCount, class F>
@@ -208,74 +187,25 @@ FASTDL_DEVICE void for_each(F f) {
   for (int j = 0; j < kCount; ++j) f(j);
 }
 
-// The mask's bits at the preactivations v.
+// The mask's bits at the preactivations v: see mask_bytes.
 template <class acc_t, int kCount>
-FASTDL_DEVICE uint32_t branch_bits(const Vector<acc_t, kCount>& v, int64_t activation) {
+FASTDL_DEVICE uint32_t branch_bits(const Vector<acc_t, kCount>& v, Activation activation) {
   uint32_t bits = 0;
-  for_each<kCount>([&](int j) { bits |= uint32_t(activation == kRelu ? !(v[j] <= 0) : v[j] > 0) << j; });
+  for_each<kCount>(
+      [&](int j) { bits |= uint32_t(activation == Activation::kRelu ? !(v[j] <= 0) : v[j] > 0) << j; });
   return bits;
 }
 
-// In place. The switch stands outside of the loops: it is uniform over the grid.
+// The gradient through ReLU or LeakyReLU, from the branch's bits.
 template <class acc_t, int kCount>
-FASTDL_DEVICE void activate(Vector<acc_t, kCount>& v, int64_t activation) {
-  switch (activation) {
-    case kRelu:
-      return for_each<kCount>([&](int j) { v[j] = v[j] <= 0 ? acc_t(0) : v[j]; });  // NaN stays
-    case kLeakyRelu:
-      return for_each<kCount>([&](int j) { v[j] = v[j] > 0 ? v[j] : v[j] * acc_t(0.01); });
-    case kSilu:
-      return for_each<kCount>([&](int j) { v[j] = v[j] * sigmoid(v[j]); });
-    case kGelu:
-      return for_each<kCount>([&](int j) {
-        acc_t bell;
-        v[j] = v[j] * normal_cdf(v[j], bell);
-      });
-    case kGeluTanh:
-      return for_each<kCount>([&](int j) { v[j] = v[j] * sigmoid(gelu_tanh_argument(v[j])); });
-    default:
-      return;
-  }
-}
-
-// g in place, of the gradient at the output of the activation, to that at its input v.
-template <class acc_t, int kCount>
-FASTDL_DEVICE void activation_backward(Vector<acc_t, kCount>& g, const Vector<acc_t, kCount>& v,
-                                       int64_t activation) {
-  switch (activation) {
-    case kSilu:
-      return for_each<kCount>([&](int j) {
-        const acc_t s = sigmoid(v[j]);
-        g[j] *= s * (acc_t(1) + v[j] * (acc_t(1) - s));
-      });
-    case kGelu:
-      return for_each<kCount>([&](int j) {
-        acc_t bell;
-        const acc_t phi = normal_cdf(v[j], bell);
-        g[j] *= phi + v[j] * bell * acc_t(0.3989422804014327);
-      });
-    case kGeluTanh:
-      return for_each<kCount>([&](int j) {
-        const acc_t x = v[j], s = sigmoid(gelu_tanh_argument(x));
-        const acc_t slope = acc_t(1.5957691216057308) * (acc_t(1) + x * x * acc_t(3 * 0.044715));
-        g[j] *= s + x * s * (acc_t(1) - s) * slope;
-      });
-    default:
-      return;
-  }
-}
-// ReLU and LeakyReLU, from the branch's bits.
-template <class acc_t, int kCount>
-FASTDL_DEVICE void branch_backward(Vector<acc_t, kCount>& g, uint32_t bits, int64_t activation) {
+FASTDL_DEVICE void branch_backward(Vector<acc_t, kCount>& g, uint32_t bits, Activation activation) {
   for_each<kCount>([&](int j) {
-    const acc_t other = activation == kRelu ? acc_t(0) : g[j] * acc_t(0.01);
+    const acc_t other = activation == Activation::kRelu ? acc_t(0) : LeakyRelu::gradient(g[j], acc_t(0));
     g[j] = bits >> j & 1 ? g[j] : other;
   });
 }
 
-// Dropout --------------------------------------------------------------------------------------------------
-
-// Which elements stay. `index` is the logical one.
+// Which elements stay. `index` is the logical one, a multiple of kCount.
 struct Dropout {
   bool on;
   uint64_t seed;
@@ -284,24 +214,9 @@ struct Dropout {
   FASTDL_DEVICE explicit Dropout(const Epilogue& e)
       : on(e.seed != nullptr), seed(e.seed ? uint64_t(*e.seed) : 0), rule(e.keep) {}
 
-  FASTDL_DEVICE bool keep(int64_t index) const { return keep_element(seed, uint64_t(index), rule); }
-
-  // Bits of the kCount (2, 4 or 8) elements from `index` on, a multiple of kCount.
   template <int kCount>
-  FASTDL_DEVICE uint32_t keep_bits(int64_t index) const {
-    if (rule.none) return 0;
-    uint32_t bits = 0;
-    if (rule.wide) {
-      FASTDL_UNROLL
-      for (int from = 0; from < kCount; from += 4) {
-        const Philox4 r = philox(seed, uint64_t(index + from) / 4, kWideStream);
-        for_each<4>([&](int j) { bits |= uint32_t(r.word[j] >= rule.threshold) << (from + j); });
-      }
-      return kCount < 4 ? bits >> (index % 4) : bits;
-    }
-    const Philox4 r = philox(seed, uint64_t(index) / 8);
-    for_each<8>([&](int j) { bits |= uint32_t(keep_in_word8(r, j, rule.threshold)) << j; });
-    return bits >> (index % 8);
+  FASTDL_DEVICE uint32_t bits(int64_t index) const {
+    return on ? keep_bits<kCount>(seed, uint64_t(index), rule) : 0;
   }
 };
 
@@ -310,54 +225,58 @@ FASTDL_DEVICE void drop(Vector<acc_t, kCount>& v, uint32_t keep, acc_t scale) {
   for_each<kCount>([&](int j) { v[j] = keep >> j & 1 ? v[j] * scale : acc_t(0); });
 }
 
-// Vectors --------------------------------------------------------------------------------------------------
-
 // x in place to dropout(activation(normalized * weight + bias + z)). k(j): the constants of element j;
 // z: the residual, read where the call has one; keep: bits, read where it has dropout. Returns the mask's
 // bits, where it has a mask.
 template <class acc_t, int kCount, class K>
 FASTDL_DEVICE uint32_t forward_vector(const ForwardArguments& a, Vector<acc_t, kCount>& x, K k,
                                       const Vector<acc_t, kCount>& z, uint32_t keep) {
-  for_each<kCount>([&](int j) { x[j] = k(j).centered(x[j]) * k(j).scale + k(j).bias; });
+  for_each<kCount>([&](int j) { x[j] = k(j).affine(k(j).centered(x[j])); });
   if (a.residual.data) for_each<kCount>([&](int j) { x[j] += z[j]; });
   const uint32_t bits = a.mask ? branch_bits(x, a.epilogue.activation) : 0;
-  activate(x, a.epilogue.activation);
+  with_activation(a.epilogue.activation,
+                  [&](auto activation) { for_each<kCount>([&](int j) { x[j] = activation.value(x[j]); }); });
   if (a.epilogue.seed) drop(x, keep, acc_t(a.epilogue.keep_scale));
   return bits;
 }
 
 FASTDL_DEVICE bool needs_residual(const BackwardArguments& a) {
-  return a.residual.data && !a.mask && a.epilogue.activation != kNone;
+  return a.residual.data && !a.mask && a.epilogue.activation != Activation::kNone;
 }
 
-// grad in place to g, the gradient at normalized * weight + bias + z; x in place to `normalized`. z: the
+// grad in place to g, the gradient at normalized * weight + bias + z; x in place to centered. z: the
 // residual, read where needs_residual; branch: the mask's bits where there is one.
 template <class acc_t, int kCount, class K>
 FASTDL_DEVICE void backward_vector(const BackwardArguments& a, Vector<acc_t, kCount>& grad,
                                    Vector<acc_t, kCount>& x, K k, const Vector<acc_t, kCount>& z,
                                    uint32_t keep, uint32_t branch) {
-  const int64_t activation = a.epilogue.activation;
   if (a.epilogue.seed) drop(grad, keep, acc_t(a.epilogue.keep_scale));
   for_each<kCount>([&](int j) { x[j] = k(j).centered(x[j]); });
-  if (activation != kNone && !a.mask) {
+  if (a.mask) {
+    branch_backward(grad, branch, a.epilogue.activation);
+  } else if (a.epilogue.activation != Activation::kNone) {
     Vector<acc_t, kCount> v;
-    for_each<kCount>([&](int j) { v[j] = x[j] * k(j).scale + k(j).bias; });
+    for_each<kCount>([&](int j) { v[j] = k(j).affine(x[j]); });
     if (a.residual.data) for_each<kCount>([&](int j) { v[j] += z[j]; });
-    if (activation <= kLeakyRelu) {
-      branch = branch_bits(v, activation);
-    } else {
-      activation_backward(grad, v, activation);
-    }
+    with_activation(a.epilogue.activation, [&](auto activation) {
+      for_each<kCount>([&](int j) { grad[j] = activation.gradient(grad[j], v[j]); });
+    });
   }
-  if (activation == kRelu || activation == kLeakyRelu) branch_backward(grad, branch, activation);
-  for_each<kCount>([&](int j) { x[j] *= k(j).invstd; });
 }
 
-// g and normalized, as backward_vector leaves them, to grad_input in place of g. means(j): of element j.
+// Whether grad_input or the parameters' gradients depend on the input's elements.
+FASTDL_DEVICE bool needs_input(const BackwardArguments& a) {
+  return a.training || a.grad_weight.data || (a.epilogue.activation != Activation::kNone && !a.mask);
+}
+
+// g and centered, as backward_vector leaves them, to grad_input in place of g.
 template <class acc_t, int kCount, class K, class M>
-FASTDL_DEVICE void input_gradient(Vector<acc_t, kCount>& g, const Vector<acc_t, kCount>& normalized, K k,
-                                  M means) {
-  for_each<kCount>([&](int j) { g[j] = (g[j] - means(j).g - normalized[j] * means(j).dot) * k(j).scale; });
+FASTDL_DEVICE void input_gradient(const BackwardArguments& a, Vector<acc_t, kCount>& g,
+                                  const Vector<acc_t, kCount>& centered, K k, M correction) {
+  if (a.training) {
+    for_each<kCount>([&](int j) { g[j] += centered[j] * correction(j).slope + correction(j).offset; });
+  }
+  for_each<kCount>([&](int j) { g[j] *= k(j).scale; });
 }
 
 }  // namespace fastdl::batch_norm

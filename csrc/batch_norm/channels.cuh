@@ -6,16 +6,31 @@
 
 namespace fastdl::batch_norm {
 
+// 16 bytes as they come from memory: elements are taken apart where they are used.
+using Packet = Vector<uint32_t, 4>;
+
+// Element i of packets.
 template <class scalar_t>
-using Packet = Vector<scalar_t, kVectorSize<scalar_t>>;  // 16 bytes
+FASTDL_DEVICE accumulator_t<scalar_t> element(const Packet* packets, int i) {
+  if constexpr (std::is_same_v<scalar_t, bfloat16>) {  // one instruction instead of two for every other
+    const uint32_t pair = packets[i / 8][i / 2 % 4];
+    return __uint_as_float(i % 2 ? pair & 0xFFFF0000u : pair << 16);
+  } else {
+    Vector<scalar_t, kVectorSize<scalar_t>> elements;
+    memcpy(&elements, packets + i / kVectorSize<scalar_t>, sizeof elements);
+    return convert<accumulator_t<scalar_t>>(elements[i % kVectorSize<scalar_t>]);
+  }
+}
 template <class scalar_t>
 using Values = Vector<accumulator_t<scalar_t>, kVectorSize<scalar_t>>;  // what it is computed as
 template <class scalar_t>
 constexpr uint32_t kWhole = (1u << kVectorSize<scalar_t>)-1;
 
 template <class scalar_t>
-FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
-  return convert_vector<accumulator_t<scalar_t>>(packet);
+FASTDL_DEVICE Values<scalar_t> widen(const Packet& packet) {
+  Values<scalar_t> values;
+  for_each<kVectorSize<scalar_t>>([&](int i) { values[i] = element<scalar_t>(&packet, i); });
+  return values;
 }
 
 // Places ---------------------------------------------------------------------------------------------------
@@ -23,54 +38,65 @@ FASTDL_DEVICE Values<scalar_t> widen(const Packet<scalar_t>& packet) {
 // A vector of a row: elements [at, at + size) in memory order, of which those in `valid` belong to the row.
 struct Place {
   int64_t at;
-  uint32_t n, valid;  // n: image
+  uint32_t n, o, valid;  // image, vector of its row
 };
 
-// The rows of neighbouring channels [c0, c0 + length / S), one an image.
+// The rows of neighbouring channels [c0, c0 + length / S), one an image, in vectors of kSize.
+template <int kSize>
 struct Rows {
   int64_t image, begin, length;  // elements: of an image, before the first row, of a row
   uint32_t vectors;              // of a row, at most
+  bool whole;                    // all of them belong to their row alone
 
   FASTDL_DEVICE Rows(const Sizes& size, int64_t c0, int64_t channels, uint32_t vectors)
-      : image(size.c * size.s), begin(c0 * size.s), length(channels * size.s), vectors(vectors) {}
+      : image(size.c * size.s),
+        begin(c0 * size.s),
+        length(channels * size.s),
+        vectors(vectors),
+        whole((begin | length | (size.n > 1 ? image : 0)) % kOctet == 0 &&
+              length == int64_t(vectors) * kSize) {}
 
   FASTDL_DEVICE int64_t row_begin(uint32_t n) const { return n * image + begin; }
 
-  template <int kSize>
-  FASTDL_DEVICE Place place(uint32_t n, uint32_t o) const {
-    const int64_t row = row_begin(n), at = (row & ~int64_t(kOctet - 1)) + int64_t(o) * kSize;
-    const int64_t before = row - at, rest = row + length - at;
-    const uint32_t first = before > 0 ? (before < kSize ? ~0u << before : 0) : ~0u;
-    const uint32_t last = rest < kSize ? (rest > 0 ? (1u << rest) - 1 : 0) : (1u << kSize) - 1;
-    return {at, n, first & last};
+  FASTDL_DEVICE Place place(int64_t row, uint32_t n, uint32_t o) const {
+    constexpr uint32_t kAll = (1u << kSize) - 1;
+    const int64_t offset = int64_t(o) * kSize;
+    if (whole) return {row + offset, n, o, kAll};
+    const int64_t before = (row & (kOctet - 1)) - offset, rest = before + length;
+    const uint32_t first = before <= 0 ? kAll : before < kSize ? kAll << before : 0;
+    const uint32_t last = rest >= kSize ? kAll : rest > 0 ? (1u << rest) - 1 : 0;
+    return {row - before, n, o, first & last & kAll};
   }
-  // Which vector of its row a place is, that these rows or a part of them have found.
-  template <int kSize>
+  FASTDL_DEVICE Place place(uint32_t n, uint32_t o) const { return place(row_begin(n), n, o); }
+
+  // Which vector of its row a place is, that a part of these rows has found.
   FASTDL_DEVICE uint32_t vector_of(const Place& p) const {
     return uint32_t(p.at - (row_begin(p.n) & ~int64_t(kOctet - 1))) / kSize;
   }
-};
 
-// Calls f(i, places) for the slots `first` + [0, count), places[b] being that of slot i + b * threads, so
-// that kBatch loads are under way at once. All threads make the same calls; what lies beyond `count` has no
-// valid element.
-template <int kSize, int kBatch, class F>
-FASTDL_DEVICE void for_each_place(const Rows& rows, int64_t first, int count, int thread, int threads, F f) {
-  const int64_t start = first + thread;
-  uint32_t n = uint32_t(start / rows.vectors), o = uint32_t(start % rows.vectors);
-  const uint32_t step_n = unsigned(threads) / rows.vectors, step_o = unsigned(threads) % rows.vectors;
-  for (int base = 0; base < count; base += kBatch * threads) {
-    Place places[kBatch];
-    FASTDL_UNROLL
-    for (int b = 0; b < kBatch; ++b) {
-      places[b] = rows.place<kSize>(n, o);
-      if (base + b * threads + thread >= count) places[b].valid = 0;
-      n += step_n, o += step_o;
-      if (o >= rows.vectors) o -= rows.vectors, ++n;
+  // Calls f(i, places) for the slots `first` + [0, count), places[b] being that of slot i + b * threads, so
+  // that kBatch loads are under way at once. All threads make the same calls; what lies beyond `count` has no
+  // valid element.
+  template <int kBatch, class F>
+  FASTDL_DEVICE void for_each(int64_t first, int count, int thread, int threads, F f) const {
+    const int64_t start = first + thread;
+    uint32_t n = uint32_t(start / vectors), o = uint32_t(start % vectors);
+    const uint32_t step_n = unsigned(threads) / vectors, step_o = unsigned(threads) % vectors;
+    const int64_t step = step_n * image;
+    int64_t row = row_begin(n);
+    for (int base = 0; base < count; base += kBatch * threads) {
+      Place places[kBatch];
+      FASTDL_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        places[b] = place(row, n, o);
+        if (base + b * threads + thread >= count) places[b].valid = 0;
+        n += step_n, row += step, o += step_o;
+        if (o >= vectors) o -= vectors, row += image, ++n;
+      }
+      f(base + thread, places);
     }
-    f(base + thread, places);
   }
-}
+};
 
 // Operands -------------------------------------------------------------------------------------------------
 
@@ -80,31 +106,35 @@ struct Reader {
   static constexpr int kSize = kVectorSize<scalar_t>;
   const scalar_t* data;
   int64_t stride_n, stride_s;  // of an image beyond stride_s times its elements; of an element
+  bool dense;                  // contiguous, and its whole vectors are aligned
 
   FASTDL_DEVICE Reader(const Operand& o, const Sizes& size, int64_t c0)
       : data(static_cast<const scalar_t*>(o.data)),
-        stride_n(o.stride_n - size.c * size.s * o.stride_s),
+        stride_n(size.n > 1 ? o.stride_n - size.c * size.s * o.stride_s : 0),
         stride_s(o.stride_s) {
-    if (data) data += c0 * (o.stride_c - size.s * o.stride_s);
+    if (data && size.c > 1) data += c0 * (o.stride_c - size.s * o.stride_s);
+    dense = stride_s == 1 && stride_n == 0 && is_aligned<kSize>(data);
   }
   FASTDL_DEVICE const scalar_t* address(const Place& p) const {
-    return data + p.n * stride_n + p.at * stride_s;
+    return dense ? data + p.at : data + p.n * stride_n + p.at * stride_s;
   }
   FASTDL_DEVICE bool in_one(const Place& p, const scalar_t* from) const {
-    return p.valid == kWhole<scalar_t> && stride_s == 1 && is_aligned<kSize>(from);
+    return p.valid == kWhole<scalar_t> && (dense || (stride_s == 1 && is_aligned<kSize>(from)));
   }
-  FASTDL_DEVICE Packet<scalar_t> read(const Place& p) const {
+  FASTDL_DEVICE Packet read(const Place& p) const {
     const scalar_t* from = address(p);
-    if (in_one(p, from)) return load_vector<kSize, Cache::kReadOnly>(from);
-    Packet<scalar_t> packet;
+    if (in_one(p, from)) return load<Cache::kReadOnly>(reinterpret_cast<const Packet*>(from));
+    Vector<scalar_t, kSize> elements;
     for_each<kSize>([&](int j) {
-      packet[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
+      elements[j] = p.valid >> j & 1 ? load(from) : convert<scalar_t>(0.0f);
       from += stride_s;  // multiples of the stride would live in registers
     });
+    Packet packet;
+    memcpy(&packet, &elements, sizeof packet);
     return packet;
   }
   // To shared memory, behind the thread's back where the address allows it.
-  FASTDL_DEVICE void fetch(const Place& p, Packet<scalar_t>* slot) const {
+  FASTDL_DEVICE void fetch(const Place& p, Packet* slot) const {
     if (p.valid == 0) return;
     const scalar_t* from = address(p);
     if (in_one(p, from)) {
@@ -119,33 +149,42 @@ struct Reader {
 // reads in for_each_place.
 template <class scalar_t>
 FASTDL_DEVICE void fetch_pack(const Sizes& size, const ChannelPlan& plan, int64_t pack, int64_t first,
-                              int count, const Operand& operand, Packet<scalar_t>* slots) {
+                              int count, const Operand& operand, Packet* slots) {
   const int64_t c0 = pack * plan.pack;
   const Reader<scalar_t> reader(operand, size, c0);
-  for_each_place<kVectorSize<scalar_t>, 1>(Rows(size, c0, min(int64_t(plan.pack), size.c - c0), plan.vectors),
-                                           first, count, int(threadIdx.x), int(blockDim.x),
-                                           [&](int i, const Place(&p)[1]) { reader.fetch(p[0], slots + i); });
+  const Rows<kVectorSize<scalar_t>> rows(size, c0, min(int64_t(plan.pack), size.c - c0), plan.vectors);
+  rows.template for_each<1>(first, count, int(threadIdx.x), int(blockDim.x),
+                            [&](int i, const Place(&p)[1]) { reader.fetch(p[0], slots + i); });
 }
 
-// Once slot i of a pack is used, the same of the team's next, if there is one: reads go on while others wait.
-template <class scalar_t, bool kPacked>
-FASTDL_DEVICE void refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, const Rows& rows, int i,
-                          int count, const Place& p, const Operand& operand, Packet<scalar_t>* slots) {
-  constexpr int kSize = kVectorSize<scalar_t>;
-  const int64_t next = pack + plan.teams;
-  if (kPacked || next >= plan.packs || i >= count) return;
-  const Rows next_rows(size, next, 1, plan.vectors);
-  Reader<scalar_t>(operand, size, next)
-      .fetch(next_rows.template place<kSize>(p.n, rows.template vector_of<kSize>(p)), slots + i);
-}
+// Once a slot of a pack is used, the same of the team's next pack: reads go on while others wait. Packs of
+// several channels have no next.
+template <class scalar_t>
+struct Refill {
+  Rows<kVectorSize<scalar_t>> rows;
+  Reader<scalar_t> reader;
+  Packet* slots;
+  int count;  // 0: there is no next
 
-// The valid elements of a place in a contiguous output.
+  FASTDL_DEVICE Refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, int count,
+                       const Operand& operand, Packet* slots)
+      : rows(size, pack + plan.teams, 1, plan.vectors),
+        reader(operand, size, pack + plan.teams),
+        slots(slots),
+        count(plan.pack == 1 && pack + plan.teams < plan.packs ? count : 0) {}
+
+  FASTDL_DEVICE void operator()(int i, const Place& p) const {
+    if (i < count) reader.fetch(rows.place(p.n, p.o), slots + i);
+  }
+};
+
+// The valid elements of a place in an output, which is contiguous and begins aligned to a vector.
 template <class scalar_t>
 FASTDL_DEVICE void write(void* output, const Place& p, const Values<scalar_t>& values) {
   constexpr int kSize = kVectorSize<scalar_t>;
   scalar_t* to = static_cast<scalar_t*>(output) + p.at;
   const auto packet = convert_vector<scalar_t>(values);
-  if (p.valid == kWhole<scalar_t> && is_aligned<kSize>(to)) {
+  if (p.valid == kWhole<scalar_t>) {
     store_vector(to, packet);
   } else {
     for_each<kSize>([&](int j) {
@@ -163,7 +202,7 @@ struct Split {
   int first, boundary;
 
   template <bool kPacked, int kSize>
-  FASTDL_DEVICE static Split of(const Rows& rows, const Place& p, int channels, int64_t s) {
+  FASTDL_DEVICE static Split of(const Rows<kSize>& rows, const Place& p, int channels, int64_t s) {
     if (!kPacked) return {0, kSize};
     const int at = int(p.at - rows.row_begin(p.n)), octet = int(p.at - p.at % kOctet - rows.row_begin(p.n));
     const int first = octet <= 0 ? 0 : min(octet / int(s), channels - 1);
@@ -171,13 +210,13 @@ struct Split {
   }
 };
 
-// The value of element j's channel.
+// The value of element j's channel. Without packs it is `one`, which stays in registers.
 template <bool kPacked, class T>
 struct Pick {
   T a, b;
   int boundary;
-  FASTDL_DEVICE Pick(const T* table, Split split, int channels)
-      : a(table[split.first]),
+  FASTDL_DEVICE Pick(const T* table, const T& one, Split split, int channels)
+      : a(kPacked ? table[split.first] : one),
         b(kPacked && split.first + 1 < channels ? table[split.first + 1] : a),
         boundary(split.boundary) {}
   FASTDL_DEVICE T operator()(int j) const {
@@ -233,11 +272,6 @@ FASTDL_DEVICE void write_mask(uint8_t* mask, const Place& p, const MaskRows& row
 
 // Teams ----------------------------------------------------------------------------------------------------
 
-// Sums of g and of g * normalized.
-struct Sums {
-  double g, dot;
-  FASTDL_DEVICE static Sums none() { return {0, 0}; }
-};
 struct AddSums {
   FASTDL_DEVICE Sums operator()(const Sums& a, const Sums& b) const { return {a.g + b.g, a.dot + b.dot}; }
 };
@@ -305,7 +339,7 @@ struct Team {
   // afterwards the block is synchronized.
   template <class T, class F, class Done>
   FASTDL_DEVICE void reduce(T value, F merge, Done done) {
-    FASTDL_SHARED(partial, T[kMaxWarps]);
+    FASTDL_SHARED(partial, T[kThreads / kWarpSize]);
     FASTDL_SHARED(block_total, T);
     const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
     const int warps = int(blockDim.x) / kWarpSize;

@@ -14,13 +14,13 @@ struct Behind {
 
   FASTDL_DEVICE Behind(const BackwardArguments& a, int64_t c0) : a(a), dropout(a.epilogue), c0(c0) {}
 
-  // grad in place to g, x in place to normalized; k(j): the constants of element j.
+  // grad in place to g, x in place to centered; k(j): the constants of element j.
   template <class K>
   FASTDL_DEVICE void step(const Place& p, const Split& split, K k, Values<scalar_t>& grad,
                           Values<scalar_t>& x) const {
-    Packet<scalar_t> z;
+    Packet z{};
     if (needs_residual(a)) z = Reader<scalar_t>(a.residual, a.size, c0).read(p);
-    const uint32_t keep = dropout.on ? dropout.keep_bits<kSize>(p.at) : 0;
+    const uint32_t keep = dropout.bits<kSize>(p.at);
     const uint32_t branch =
         a.mask ? read_mask<scalar_t>(a.mask, p, MaskRows(p, a.size, c0, split), split) : 0;
     backward_vector(a, grad, x, k, widen<scalar_t>(z), keep, branch);
@@ -29,14 +29,14 @@ struct Behind {
 
 // Sums over the slots [first, first + count) of one channel's rows; read(i, place, grad, x) gives a slot.
 template <int kBatch, class scalar_t, class F>
-FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows, int64_t first, int count,
-                               int thread, int threads, const Constants<accumulator_t<scalar_t>>& constants,
-                               F read) {
+FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows<kVectorSize<scalar_t>>& rows,
+                               int64_t first, int count, int thread, int threads,
+                               const Constants<accumulator_t<scalar_t>>& constants, F read) {
   constexpr int kSize = kVectorSize<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   Sums total = Sums::none();
-  for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> grads[kBatch], inputs[kBatch];
+  rows.template for_each<kBatch>(first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
+    Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (p[b].valid) read(i + b * threads, p[b], grads[b], inputs[b]);
@@ -47,10 +47,14 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
       if (p[b].valid == 0) continue;
       Values<scalar_t> g = widen<scalar_t>(grads[b]), x = widen<scalar_t>(inputs[b]);
       behind.step(p[b], {0, kSize}, [&](int) { return constants; }, g, x);
-      for_each<kSize>([&](int j) {
-        const bool valid = p[b].valid >> j & 1;
-        sum += valid ? g[j] : acc_t(0), dot += valid ? g[j] * x[j] : acc_t(0);
-      });
+      if (p[b].valid == kWhole<scalar_t>) {
+        for_each<kSize>([&](int j) { sum += g[j], dot += g[j] * x[j]; });
+      } else {
+        for_each<kSize>([&](int j) {
+          const bool valid = p[b].valid >> j & 1;
+          sum += valid ? g[j] : acc_t(0), dot += valid ? g[j] * x[j] : acc_t(0);
+        });
+      }
     }
     total.g += double(sum), total.dot += double(dot);
   });
@@ -59,29 +63,30 @@ FASTDL_DEVICE Sums gather_sums(const Behind<scalar_t>& behind, const Rows& rows,
 
 // As apply_forward.
 template <int kBatch, class scalar_t, bool kPacked, class F, class G>
-FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows& rows, int channels,
-                                  int64_t first, int count,
+FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows<kVectorSize<scalar_t>>& rows,
+                                  int channels, int64_t first, int count,
                                   const Constants<accumulator_t<scalar_t>>* constants,
-                                  const Means<accumulator_t<scalar_t>>* means, F read, G done) {
-  constexpr int kSize = kVectorSize<scalar_t>;
+                                  const Correction<accumulator_t<scalar_t>>* corrections, F read, G done) {
   using acc_t = accumulator_t<scalar_t>;
   const BackwardArguments& a = behind.a;
-  for_each_place<kSize, kBatch>(
-      rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> grads[kBatch], inputs[kBatch];
+  const Constants<acc_t> one = constants[0];
+  const Correction<acc_t> one_correction = corrections[0];
+  rows.template for_each<kBatch>(
+      first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
+        Packet grads[kBatch]{}, inputs[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) read(i + b * int(blockDim.x), p[b], grads[b], inputs[b]);
         }
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
-          const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
-          const Pick<kPacked, Constants<acc_t>> k(constants, split, channels);
-          const Pick<kPacked, Means<acc_t>> mean(means, split, channels);
+          const Split split = Split::of<kPacked>(rows, p[b], channels, a.size.s);
+          const Pick<kPacked, Constants<acc_t>> k(constants, one, split, channels);
+          const Pick<kPacked, Correction<acc_t>> correction(corrections, one_correction, split, channels);
           Values<scalar_t> g = widen<scalar_t>(grads[b]), x = widen<scalar_t>(inputs[b]);
           behind.step(p[b], split, k, g, x);
           if (a.grad_residual && p[b].valid) write<scalar_t>(a.grad_residual, p[b], g);
-          input_gradient(g, x, k, mean);
+          input_gradient(a, g, x, k, correction);
           if (a.grad_input && p[b].valid) write<scalar_t>(a.grad_input, p[b], g);
           done(i + b * int(blockDim.x), p[b]);
         }
@@ -97,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
-  FASTDL_SHARED(means, Means<acc_t>[kMaxPack]);
-  auto* grads = reinterpret_cast<Packet<scalar_t>*>(memory);
+  FASTDL_SHARED(corrections, Correction<acc_t>[kMaxPack]);
+  auto* grads = reinterpret_cast<Packet*>(memory);
   auto* inputs = grads + plan.share;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
@@ -109,12 +114,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
-    const Rows rows(a.size, c0, channels, plan.vectors);
+    const Rows<kSize> rows(a.size, c0, channels, plan.vectors);
     ptx::copy_async_commit();
     if (thread < channels) constants[thread] = saved_constants<acc_t>(a, c0 + thread);
     ptx::copy_async_wait<0>();
     __syncthreads();
-    const auto read = [&](int i, const Place&, Packet<scalar_t>& g, Packet<scalar_t>& x) {
+    const auto read = [&](int i, const Place&, Packet& g, Packet& x) {
       g = load(grads + i), x = load(inputs + i);
     };
     Sums sums = Sums::none();
@@ -122,25 +127,24 @@ __global__ void __launch_bounds__(kThreads, 2)
       sums = gather_sums<1>(Behind<scalar_t>(a, c0), rows, first, count, thread, threads, constants[0], read);
     } else {
       const int group = threads / plan.pack, j = thread / group;
-      const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
+      const Rows<kSize> channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       sums = gather_sums<1>(Behind<scalar_t>(a, c0 + j), channel, 0, int(a.size.n * plan.channel_vectors),
                             thread % group, group, constants[min(j, channels - 1)],
-                            [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-                              const int i = int(p.n * rows.vectors + rows.template vector_of<kSize>(p));
+                            [&](int, const Place& p, Packet& g, Packet& x) {
+                              const int i = int(p.n * rows.vectors + rows.vector_of(p));
                               g = load(grads + i), x = load(inputs + i);
                             });
     }
     team.reduce(sums, AddSums(), [&](int k, const Sums& total) {
-      if (k >= channels) return;
-      means[k] = Means<acc_t>::of(a, total.g, total.dot);
-      if (team.rank == 0) finish_backward(a, c0 + k, total.g, total.dot);
+      if (k < channels) corrections[k] = finish_backward<acc_t>(a, c0 + k, total, team.rank == 0);
     });
-    apply_backward<1, scalar_t, kPacked>(
-        Behind<scalar_t>(a, c0), rows, channels, first, count, constants, means, read,
-        [&](int i, const Place& p) {
-          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.grad_output, grads);
-          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, inputs);
-        });
+    const Refill<scalar_t> refill_grad(a.size, plan, pack, count, a.grad_output, grads);
+    const Refill<scalar_t> refill_input(a.size, plan, pack, count, a.input, inputs);
+    apply_backward<1, scalar_t, kPacked>(Behind<scalar_t>(a, c0), rows, channels, first, count, constants,
+                                         corrections, read, [&](int i, const Place& p) {
+                                           refill_grad(i, p);
+                                           refill_input(i, p);
+                                         });
     __syncthreads();  // before the next pack's constants
   }
   team.leave();
@@ -154,16 +158,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = accumulator_t<scalar_t>;
   Team team(plan, nullptr);
   const int64_t c = team.index;
-  const Rows rows(a.size, c, 1, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c, 1, plan.vectors);
   const Reader<scalar_t> grad(a.grad_output, a.size, c), input(a.input, a.size, c);
   const Constants<acc_t> constants = saved_constants<acc_t>(a, c);
   const int64_t first = int64_t(team.rank) * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
   const Sums sums =
       gather_sums<2>(Behind<scalar_t>(a, c), rows, first, count, int(threadIdx.x), int(blockDim.x), constants,
-                     [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-                       g = grad.read(p), x = input.read(p);
-                     });
+                     [&](int, const Place& p, Packet& g, Packet& x) { g = grad.read(p), x = input.read(p); });
   team.reduce(sums, AddSums(), [&](int, const Sums& total) {
     publish(partials + int64_t(blockIdx.x) * Team::kExchange, total);
   });
@@ -176,13 +178,13 @@ __global__ void __launch_bounds__(kThreads, 2)
                                   const __grid_constant__ ChannelPlan plan, const double* partials) {
   using acc_t = accumulator_t<scalar_t>;
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
-  FASTDL_SHARED(means, Means<acc_t>[kMaxPack]);
+  FASTDL_SHARED(corrections, Correction<acc_t>[kMaxPack]);
   const int64_t block = int64_t(gridDim.x) - 1 - blockIdx.x, pack = block / plan.team, c0 = pack * plan.pack;
   const int64_t rank = block % plan.team;
   const int channels = int(min(int64_t(plan.pack), a.size.c - c0)), thread = int(threadIdx.x);
   if (thread < channels) {
     constants[thread] = saved_constants<acc_t>(a, c0 + thread);
-    means[thread] = {acc_t(0), acc_t(0)};
+    corrections[thread] = {acc_t(0), acc_t(0)};  // nothing summed: evaluation
   }
   __syncthreads();
   if (partials) {
@@ -192,19 +194,20 @@ __global__ void __launch_bounds__(kThreads, 2)
       sums = AddSums()(sums, published<Sums>(partials + (pack * plan.team + i) * Team::kExchange));
     }
     team.reduce(sums, AddSums(), [&](int, const Sums& total) {
-      means[0] = Means<acc_t>::of(a, total.g, total.dot);
-      if (rank == 0) finish_backward(a, c0, total.g, total.dot);
+      corrections[0] = finish_backward<acc_t>(a, c0, total, rank == 0);
     });
   }
   if (!a.grad_input && !a.grad_residual) return;
-  const Rows rows(a.size, c0, channels, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c0, channels, plan.vectors);
   const Reader<scalar_t> grad(a.grad_output, a.size, c0), input(a.input, a.size, c0);
+  const bool reads_input = needs_input(a);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
   apply_backward<kPacked ? 1 : 2, scalar_t, kPacked>(
-      Behind<scalar_t>(a, c0), rows, channels, first, count, constants, means,
-      [&](int, const Place& p, Packet<scalar_t>& g, Packet<scalar_t>& x) {
-        g = grad.read(p), x = input.read(p);
+      Behind<scalar_t>(a, c0), rows, channels, first, count, constants, corrections,
+      [&](int, const Place& p, Packet& g, Packet& x) {
+        g = grad.read(p);
+        if (reads_input) x = input.read(p);
       },
       [](int, const Place&) {});
 }

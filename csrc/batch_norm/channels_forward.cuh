@@ -6,40 +6,41 @@ namespace fastdl::batch_norm {
 
 // Vectors whose statistics are taken at once, in registers.
 template <class scalar_t>
-constexpr int kRun = kVectorSize<scalar_t> == 8 ? 2 : 4;
+constexpr int kRun = 4;
 
 // Moments of the slots [first, first + count) of a row set; read(i, place) gives slot i's vector.
 template <class scalar_t, class F>
-FASTDL_DEVICE Moments<double> gather_moments(const Rows& rows, int64_t first, int count, int thread,
-                                             int threads, F read) {
+FASTDL_DEVICE Moments<double> gather_moments(const Rows<kVectorSize<scalar_t>>& rows, int64_t first,
+                                             int count, int thread, int threads, F read) {
   constexpr int kSize = kVectorSize<scalar_t>, kBatch = kRun<scalar_t>;
   using acc_t = accumulator_t<scalar_t>;
   Moments<double> total = Moments<double>::none();
-  for_each_place<kSize, kBatch>(rows, first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
-    Packet<scalar_t> packets[kBatch];
+  rows.template for_each<kBatch>(first, count, thread, threads, [&](int i, const Place(&p)[kBatch]) {
+    Packet packets[kBatch]{};
     uint32_t valid = 0;
     FASTDL_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (p[b].valid) packets[b] = read(i + b * threads, p[b]);
       valid |= p[b].valid << (kSize * b);
     }
-    const auto value = [&](int j) { return convert<acc_t>(packets[j / kSize][j % kSize]); };
-    merge_run<acc_t>(total, run_moments<acc_t, kSize * kBatch>(value, valid));
+    const auto value = [&](int j) { return element<scalar_t>(packets, j); };
+    add_run<acc_t, kSize * kBatch>(total, value, valid);
   });
   return total;
 }
 
 // output of the slots [first, first + count) of a pack from c0 on; read as above, done(i, place) follows it.
-template <class scalar_t, bool kPacked, class F, class G>
-FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, int64_t c0, int channels,
-                                 int64_t first, int count,
+template <int kBatch, class scalar_t, bool kPacked, class F, class G>
+FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows<kVectorSize<scalar_t>>& rows,
+                                 int64_t c0, int channels, int64_t first, int count,
                                  const Constants<accumulator_t<scalar_t>>* constants, F read, G done) {
-  constexpr int kSize = kVectorSize<scalar_t>, kBatch = 2;
+  constexpr int kSize = kVectorSize<scalar_t>;
   const Reader<scalar_t> residual(a.residual, a.size, c0);
   const Dropout dropout(a.epilogue);
-  for_each_place<kSize, kBatch>(
-      rows, first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
-        Packet<scalar_t> x[kBatch], z[kBatch];
+  const Constants<accumulator_t<scalar_t>> one = constants[0];
+  rows.template for_each<kBatch>(
+      first, count, int(threadIdx.x), int(blockDim.x), [&](int i, const Place(&p)[kBatch]) {
+        Packet x[kBatch]{}, z[kBatch]{};  // no vector: zeros
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
           if (p[b].valid) x[b] = read(i + b * int(blockDim.x), p[b]);
@@ -47,10 +48,10 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows& rows, in
         }
         FASTDL_UNROLL
         for (int b = 0; b < kBatch; ++b) {
-          const Split split = Split::of<kPacked, kSize>(rows, p[b], channels, a.size.s);
-          const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, split, channels);
+          const Split split = Split::of<kPacked>(rows, p[b], channels, a.size.s);
+          const Pick<kPacked, Constants<accumulator_t<scalar_t>>> k(constants, one, split, channels);
           Values<scalar_t> values = widen<scalar_t>(x[b]);
-          const uint32_t keep = dropout.on ? dropout.keep_bits<kSize>(p[b].at) : 0;
+          const uint32_t keep = dropout.bits<kSize>(p[b].at);
           const uint32_t bits = forward_vector(a, values, k, widen<scalar_t>(z[b]), keep);
           if (a.mask) write_mask<scalar_t>(a.mask, p[b], MaskRows(p[b], a.size, c0, split), split, bits);
           if (p[b].valid) write<scalar_t>(a.output, p[b], values);
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
-  auto* slots = reinterpret_cast<Packet<scalar_t>*>(memory);
+  auto* slots = reinterpret_cast<Packet*>(memory);
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
   const int64_t first = int64_t(team.rank) * plan.share;
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t pack = team.index; pack < plan.packs; pack += plan.teams) {
     const int64_t c0 = pack * plan.pack;
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
-    const Rows rows(a.size, c0, channels, plan.vectors);
+    const Rows<kSize> rows(a.size, c0, channels, plan.vectors);
     ptx::copy_async_commit();
     ptx::copy_async_wait<0>();
     Moments<double> moments;
@@ -87,20 +88,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     } else {
       __syncthreads();
       const int group = threads / plan.pack, j = thread / group;
-      const Rows channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
+      const Rows<kSize> channel(a.size, c0 + j, j < channels ? 1 : 0, plan.channel_vectors);
       moments = gather_moments<scalar_t>(
-          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group, [&](int, const Place& p) {
-            return load(slots + int(p.n * rows.vectors + rows.template vector_of<kSize>(p)));
-          });
+          channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group,
+          [&](int, const Place& p) { return load(slots + int(p.n * rows.vectors + rows.vector_of(p))); });
     }
     team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
       if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
     });
-    apply_forward<scalar_t, kPacked>(
+    const Refill<scalar_t> refill(a.size, plan, pack, count, a.input, slots);
+    apply_forward<kPacked ? 1 : 2, scalar_t, kPacked>(
         a, rows, c0, channels, first, count, constants, [&](int i, const Place&) { return load(slots + i); },
-        [&](int i, const Place& p) {
-          refill<scalar_t, kPacked>(a.size, plan, pack, rows, i, count, p, a.input, slots);
-        });
+        refill);
   }
   if (blockIdx.x == 0 && thread == 0 && !a.cumulative) advance_counter(a);
   team.leave();
@@ -112,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     channel_moments_kernel(const __grid_constant__ ForwardArguments a,
                            const __grid_constant__ ChannelPlan plan, double* partials) {
   Team team(plan, nullptr);
-  const Rows rows(a.size, team.index, 1, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, team.index, 1, plan.vectors);
   const Reader<scalar_t> input(a.input, a.size, team.index);
   const int64_t first = int64_t(team.rank) * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
@@ -148,19 +147,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (j < channels) constants[j] = evaluation_constants<acc_t>(a, c0 + j, rank == 0);
     __syncthreads();
   }
-  const Rows rows(a.size, c0, channels, plan.vectors);
+  const Rows<kVectorSize<scalar_t>> rows(a.size, c0, channels, plan.vectors);
   const Reader<scalar_t> input(a.input, a.size, c0);
   const int64_t first = rank * plan.share;
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
-  apply_forward<scalar_t, kPacked>(
+  apply_forward<kPacked ? 2 : 4, scalar_t, kPacked>(
       a, rows, c0, channels, first, count, constants, [&](int, const Place& p) { return input.read(p); },
       [](int, const Place&) {});
   if (blockIdx.x == 0 && threadIdx.x == 0 && !a.cumulative) advance_counter(a);
 }
 
 // Behind a launch whose factor is 1 / num_batches_tracked: there, every channel reads the counter.
-inline __global__ void advance_counter_kernel(const __grid_constant__ ForwardArguments a) {
-  advance_counter(a);
-}
+__global__ void advance_counter_kernel(const __grid_constant__ ForwardArguments a) { advance_counter(a); }
 
 }  // namespace fastdl::batch_norm

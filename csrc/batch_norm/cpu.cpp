@@ -248,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(
     for (double& value : invstd) value = 1 / std::sqrt(value + eps);
     const Constants<acc_of<scalar_t>> constants(v, mean.data(), invstd.data(), w, b);
     const Operands<scalar_t> o{
-        data, z ? z->const_data_ptr<scalar_t>() : nullptr, nullptr, constants, activation, keep};
+        data, z ? z->const_data_ptr<scalar_t>() : nullptr, nullptr, constants, Activation(activation), keep};
     const auto forward = best_rows<scalar_t>().forward[v.last][o.plain()];
     torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
       forward(o, v, output.mutable_data_ptr<scalar_t>(), begin, end);
@@ -285,12 +285,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(
     using scalar_t = decltype(zero);
     using acc_t = acc_of<scalar_t>;
     const Constants<acc_t> constants(v, mean.data(), invstd.data(), w, b);
-    const Operands<scalar_t> o{x.const_data_ptr<scalar_t>(),
-                               z ? z->const_data_ptr<scalar_t>() : nullptr,
-                               grad.const_data_ptr<scalar_t>(),
-                               constants,
-                               activation,
-                               keep};
+    const Operands<scalar_t> o{x.const_data_ptr<scalar_t>(),    z ? z->const_data_ptr<scalar_t>() : nullptr,
+                               grad.const_data_ptr<scalar_t>(), constants,
+                               Activation(activation),          keep};
     if (need_params || (need_input && training)) gradient_sums(o, v, sum, dot);
     if (!need_input && !need_residual) return;
     Gradients<scalar_t> to{need_input ? grad_input.mutable_data_ptr<scalar_t>() : nullptr,

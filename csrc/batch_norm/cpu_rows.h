@@ -136,7 +136,7 @@ FASTDL_LANES V backward_lanes(const Operands<scalar_t>& o, const View& v, const 
   V g = load_row(o.grad + at, n);
   if constexpr (!kPlain) {
     if (o.keep.on) g = drop(g, o.keep, v, row, i, n);
-    if (o.activation) {
+    if (o.activation != Activation::kNone) {
       V y = centered * k.scale + k.bias;
       if (o.residual) y += load_row(o.residual + at, n);
       g = activation_backward(g, y, o.activation);

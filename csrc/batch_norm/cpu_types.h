@@ -87,10 +87,10 @@ template <class scalar_t>
 struct Operands {
   const scalar_t *x, *residual, *grad;
   const Constants<acc_of<scalar_t>>& constants;
-  int64_t activation;
+  Activation activation;
   Keep keep;
 
-  bool plain() const { return !residual && !activation && !keep.on; }
+  bool plain() const { return !residual && activation == Activation::kNone && !keep.on; }
 };
 
 // Where the gradients of the elements [begin, end) go; null: not wanted. grad_input is

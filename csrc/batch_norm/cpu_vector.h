@@ -133,41 +133,41 @@ FASTDL_LANES V gelu_tanh_argument(V x) {  // gelu_tanh(x) = x sigmoid(argument)
   return x * (1 + x * x * decltype(x[0] + 0)(0.044715)) * decltype(x[0] + 0)(1.5957691216057308);
 }
 template <class V>
-FASTDL_LANES V activate(V x, int64_t activation) {
+FASTDL_LANES V activate(V x, Activation activation) {
   V bell;
   switch (activation) {
-    case kRelu:
+    case Activation::kRelu:
       return x <= 0 ? V{} : x;  // NaN stays
-    case kLeakyRelu:
+    case Activation::kLeakyRelu:
       return x > 0 ? x : x * decltype(x[0] + 0)(0.01);
-    case kSilu:
+    case Activation::kSilu:
       return x * sigmoid(x);
-    case kGelu:
+    case Activation::kGelu:
       return x * normal_cdf(x, &bell);
-    case kGeluTanh:
+    case Activation::kGeluTanh:
       return x * sigmoid(gelu_tanh_argument(x));
     default:
       return x;
   }
 }
 template <class V>
-FASTDL_LANES V activation_backward(V grad, V x, int64_t activation) {
+FASTDL_LANES V activation_backward(V grad, V x, Activation activation) {
   using acc_t = decltype(x[0] + 0);
   V bell;
   switch (activation) {
-    case kRelu:
+    case Activation::kRelu:
       return x <= 0 ? V{} : grad;
-    case kLeakyRelu:
+    case Activation::kLeakyRelu:
       return x > 0 ? grad : grad * acc_t(0.01);
-    case kSilu: {
+    case Activation::kSilu: {
       const V s = sigmoid(x);
       return grad * (s * (1 + x * (1 - s)));
     }
-    case kGelu: {
+    case Activation::kGelu: {
       const V phi = normal_cdf(x, &bell);
       return grad * (phi + x * bell * acc_t(0.3989422804014327));
     }
-    case kGeluTanh: {
+    case Activation::kGeluTanh: {
       const V s = sigmoid(gelu_tanh_argument(x));
       const V slope = acc_t(1.5957691216057308) * (1 + x * x * acc_t(3 * 0.044715));
       return grad * (s + x * s * (1 - s) * slope);

@@ -77,7 +77,7 @@ class Operands {
 };
 
 Epilogue epilogue_of(int64_t activation, const optional<Tensor>& seed, double p) {
-  Epilogue e{activation, nullptr, KeepRule::of(p), KeepRule::scale(p)};
+  Epilogue e{Activation(activation), nullptr, KeepRule::of(p), KeepRule::scale(p)};
   if (!seed || p == 0) return e;
   STD_TORCH_CHECK(seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
                   "batch_norm: seed must be one int64 value");
@@ -119,6 +119,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
   STD_TORCH_CHECK(!num_batches_tracked || (num_batches_tracked->numel() == 1 &&
                                            num_batches_tracked->scalar_type() == ScalarType::Long),
                   "batch_norm: num_batches_tracked must be one int64 value");
+  STD_TORCH_CHECK(!save_mask || Activation(activation) == Activation::kRelu ||
+                      Activation(activation) == Activation::kLeakyRelu,
+                  "batch_norm: save_mask needs relu or leaky_relu, got activation ", activation);
   const BatchNormLayout layout = kernel_layout(input);
   Operands operands(input, layout);
   ForwardArguments a{};

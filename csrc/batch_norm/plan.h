@@ -38,28 +38,29 @@ struct ChannelPlan {
 
 struct DeviceLimits {
   int multiprocessors;
-  int64_t shared_bytes;  // of a block that has a multiprocessor to itself
+  int64_t shared_bytes;  // of a block that has a multiprocessor to itself; 0: nothing may stay in it
   bool clusters;
 };
 
 namespace plan_detail {
 
-constexpr int64_t kStatic = 1536;  // shared memory that kernels declare, and what the system keeps of a block
-constexpr int64_t kSmallRow = 256, kWaveBytes = 8 << 10;
+constexpr int64_t kStatic = 1024, kReserved = 1024;  // shared memory that kernels declare; that CUDA keeps
+constexpr int64_t kSmallRow = 256, kCacheLine = 128, kWaveBytes = 8 << 10;
 constexpr int kMaxCluster = 8;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Vectors of a row of `length` elements.
-inline uint32_t vectors_of(const Sizes& size, int64_t length, int64_t vector) {
+inline int64_t vectors_of(const Sizes& size, int64_t length, int64_t vector) {
   const bool exact = length % kOctet == 0 && (size.n == 1 || size.c * size.s % kOctet == 0);
   const int64_t octets = exact ? length / kOctet : (length + 2 * kOctet - 2) / kOctet;
-  return uint32_t(std::max<int64_t>(octets, 1) * (kOctet / vector));
+  return std::max<int64_t>(octets, 1) * (kOctet / vector);
 }
 
 inline void set_pack(ChannelPlan& p, const Sizes& size, int64_t vector, int pack) {
   p.pack = pack, p.packs = ceil_div(size.c, pack);
-  p.vectors = vectors_of(size, size.s * pack, vector), p.channel_vectors = vectors_of(size, size.s, vector);
+  p.vectors = uint32_t(vectors_of(size, size.s * pack, vector));
+  p.channel_vectors = uint32_t(vectors_of(size, size.s, vector));
   if (pack > 1 && size.s % kOctet) {  // a channel may begin anywhere in an octet of the pack
     p.channel_vectors = uint32_t((size.s + 2 * kOctet - 2) / kOctet * (kOctet / vector));
   }
@@ -68,18 +69,26 @@ inline void set_pack(ChannelPlan& p, const Sizes& size, int64_t vector, int pack
 
 }  // namespace plan_detail
 
+// Whether the kernels' 32 bits hold an image's number and a vector's in its row.
+inline bool plan_fits(const Sizes& size, int element_bytes) {
+  return size.n <= UINT32_MAX && plan_detail::vectors_of(size, size.s, 16 / element_bytes) <= UINT32_MAX;
+}
+
 // `operands` stay in shared memory: input, and backward grad_output too. `reduces`: there are statistics to
 // take. `packs`: rows of neighbouring channels follow each other in every operand.
 inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int operands, bool reduces, bool packs,
                                  const DeviceLimits& device) {
   using namespace plan_detail;
   const int64_t vector = 16 / element_bytes, slot_bytes = 16 * operands, enough = 2 * device.multiprocessors;
-  const int64_t full = std::max<int64_t>(0, device.shared_bytes - kStatic), half = full / 2 - kStatic / 2;
+  const int64_t full = std::max<int64_t>(0, device.shared_bytes - kStatic);
+  const int64_t half = std::max<int64_t>(0, (device.shared_bytes + kReserved) / 2 - kStatic - kReserved);
   ChannelPlan p{};
   p.threads = kThreads;
   set_pack(p, size, vector, 1);
-  // Short rows whose vectors would straddle channels are taken several at a time, while blocks suffice.
-  if (packs && size.s >= kOctet && size.s < kSmallRow && size.s % kOctet) {
+  // Short rows, whose vectors would straddle channels or leave cache lines half used, are taken several at a
+  // time, while blocks suffice.
+  if (packs && size.s >= kOctet && size.s < kSmallRow &&
+      (size.s % kOctet || size.s * element_bytes < kCacheLine)) {
     for (int pack = kMaxPack; pack > 1; pack /= 2) {
       ChannelPlan q = p;
       set_pack(q, size, vector, pack);
@@ -116,7 +125,10 @@ inline ChannelPlan plan_channels(const Sizes& size, int element_bytes, int opera
     return in_teams(Regime::kBlock, 1, p.packs);
   }
   const bool few = p.packs * team < device.multiprocessors / 4 && bytes > 128 * kWaveBytes;
-  if (team > 1 && bytes <= full * team && !few) return in_teams(Regime::kCluster, team, p.packs);
+  if (team > 1 && bytes <= full * team && !few) {
+    const ChannelPlan cluster = in_teams(Regime::kCluster, team, p.packs);
+    if (cluster.shared_bytes <= full) return cluster;
+  }
   if (p.pack == 1 && half > 0) {
     for (int64_t teams = std::min({enough * half / bytes, p.packs, enough}); teams > 0; --teams) {
       const int64_t even = ceil_div(p.packs, ceil_div(p.packs, teams));  // as many rounds, all of them full

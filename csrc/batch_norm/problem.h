@@ -2,14 +2,10 @@
 #pragma once
 #include <cstdint>
 
+#include "activation.h"
 #include "philox.cuh"
 
-namespace fastdl {
-
-// fastdl/activation.py CODES
-enum Activation : int64_t { kNone, kRelu, kLeakyRelu, kSilu, kGelu, kGeluTanh };
-
-namespace batch_norm {
+namespace fastdl::batch_norm {
 
 constexpr int kOctet = 8;  // elements of a byte of mask, and of a Philox call
 
@@ -38,7 +34,7 @@ struct Channels {
 
 // What follows normalization: + residual, activation, dropout.
 struct Epilogue {
-  int64_t activation;
+  Activation activation;
   const int64_t* seed;  // null: no dropout
   KeepRule keep;
   double keep_scale;  // of a kept element
@@ -83,5 +79,4 @@ struct BackwardArguments {
   Epilogue epilogue;
 };
 
-}  // namespace batch_norm
-}  // namespace fastdl
+}  // namespace fastdl::batch_norm

@@ -1,0 +1,92 @@
+// Which launch a plan means, and the passes around products.
+#include "gemm/backward.cuh"
+#include "gemm/dispatch.h"
+#include "gemm/split.cuh"
+
+namespace fastdl::gemm {
+
+Machine machine() {
+  const DeviceProperties d = device_properties();
+  return {d.multiprocessors, d.capability, d.shared_bytes_per_block};
+}
+
+const char* launch_product(const Problem& problem, const Plan& plan, void* workspace, void* stream) {
+  switch (plan.family) {
+    case kSimt:
+      return launch_simt(problem, plan, workspace, stream);
+    case kGemv:
+      return launch_gemv(problem, plan, workspace, stream);
+    case kMma:
+      return launch_mma(problem, plan, workspace, stream);
+    case kHopper:
+      return launch_hopper(problem, plan, workspace, stream);
+    case kHopperEmulate:
+      return launch_hopper_emulate(problem, plan, workspace, stream);
+  }
+  return "unknown family";
+}
+
+namespace {
+
+constexpr int64_t kMaxGrid = 0x7FFFFFFF;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the backward pass is cut; of the shape alone, so that sums have one order everywhere.
+struct BackwardCut {
+  int lanes;
+  int64_t column_blocks, rows_per_block, row_blocks;
+
+  explicit BackwardCut(const ActivationBackward& p) : lanes(1) {
+    while (lanes < 32 && lanes * kBackwardColumns < p.n) lanes *= 2;
+    column_blocks = ceil_div(p.n, int64_t(lanes) * kBackwardColumns);
+    const int64_t at_once = kBackwardThreads / lanes, most = std::max<int64_t>(1, 1024 / column_blocks);
+    rows_per_block = ceil_div(ceil_div(p.rows, at_once), most) * at_once;
+    row_blocks = ceil_div(p.rows, rows_per_block);
+  }
+};
+
+}  // namespace
+
+const char* launch_split_sum(const Problem& p, int splits, void* workspace, void* stream) {
+  const int64_t threads = p.batch * p.m * ceil_div(p.n, 4) + (p.a_sums ? p.m : 0),
+                blocks = ceil_div(threads, 256);
+  if (blocks > kMaxGrid) return "more than 2^31 - 1 blocks; split the batch";
+  LaunchConfig config{dim3(unsigned(blocks)), dim3(256)};
+  config.stream = stream;
+  return with_type(p.dtype, [&](auto zero) {
+    return launch(split_sum_kernel<decltype(zero)>, config, p, splits, workspace);
+  });
+}
+
+int64_t activation_backward_workspace_bytes(const ActivationBackward& p) {
+  return p.column_sums ? BackwardCut(p).row_blocks * p.n * accumulator_size(p.dtype) : 0;
+}
+
+const char* launch_activation_backward(const ActivationBackward& p, void* workspace, void* stream) {
+  const BackwardCut cut(p);
+  if (cut.column_blocks * cut.row_blocks > kMaxGrid) return "more than 2^31 - 1 blocks";
+  LaunchConfig config{dim3(unsigned(cut.column_blocks * cut.row_blocks)), dim3(kBackwardThreads)};
+  config.stream = stream;
+  const char* error = with_type(p.dtype, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    auto* partial = p.column_sums ? static_cast<accumulator_t<scalar_t>*>(workspace) : nullptr;
+    return launch(activation_backward_kernel<scalar_t>, config, p, cut.lanes, cut.rows_per_block,
+                  cut.column_blocks, partial);
+  });
+  if (error || !p.column_sums) return error;
+  return launch_sum_partials(p.dtype, workspace, p.column_sums, cut.row_blocks, p.n, stream);
+}
+
+const char* launch_sum_partials(Dtype dtype, const void* partial, void* sum, int64_t count, int64_t n,
+                                void* stream) {
+  LaunchConfig config{dim3(unsigned(ceil_div(n, 32))), dim3(1024)};
+  config.stream = stream;
+  return with_type(dtype, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    return launch(sum_partials_kernel<scalar_t>, config, static_cast<const accumulator_t<scalar_t>*>(partial),
+                  static_cast<scalar_t*>(sum), count, n);
+  });
+}
+
+}  // namespace fastdl::gemm

@@ -1,0 +1,73 @@
+// Which kernel takes a product, and how it is cut: a pure function of sizes, layouts and device.
+#pragma once
+#include <algorithm>
+#include "gemm/plan_hopper.h"
+#include "gemm/split.h"
+
+namespace fastdl::gemm {
+namespace plan_detail {
+
+// A way to cut a product: square tiles of one size by one family. Rates are estimates from the instructions'
+// published throughput; only their ratios matter here.
+struct Candidate {
+  Family family;
+  int tile, depth;
+  double macs;  // multiply-adds of a multiprocessor and cycle
+};
+
+constexpr int kMaxSplits = 64;
+constexpr double kTileCycles = 3000, kLaunchCycles = 4000;  // a tile's start and end; a launch
+constexpr double kBytesPerCycle = 12;                       // of a multiprocessor, from memory
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Estimated cycles: every multiprocessor makes its tiles one after the other; what is split costs a launch,
+// and its parts pass through memory twice.
+inline double cycles(const Problem& p, const Machine& machine, const Candidate& c, int splits) {
+  const int64_t blocks = ceil_div(p.m, c.tile) * ceil_div(p.n, c.tile) * p.batch * splits;
+  const double steps = double(ceil_div(ceil_div(p.k, c.depth), splits)) * c.depth;
+  const double tile = kTileCycles + steps * c.tile * c.tile / c.macs;
+  const double parts = double(p.m) * double(p.n) * double(p.batch) * double(accumulator_size(p.dtype));
+  const double sum =
+      splits == 1 ? 0 : kLaunchCycles + 2 * splits * parts / (kBytesPerCycle * machine.multiprocessors);
+  return double(ceil_div(blocks, machine.multiprocessors)) * tile + sum;
+}
+
+inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 1; }
+
+}  // namespace plan_detail
+
+// Partial sums of columns come from whole rows of tiles: such products are not split.
+inline Plan plan(const Problem& p, const Machine& machine) {
+  using namespace plan_detail;
+  Plan found{};
+  if (machine.capability >= 90 && machine.capability < 100 && plan_hopper(p, machine, &found)) return found;
+  const bool words = p.dtype == kFloat32, wide = p.dtype == kFloat64, halves = !words && !wide;
+  const bool tensor_cores = machine.capability >= 80 && has_unit_stride(p.a) && has_unit_stride(p.b) &&
+                            (halves || (words && p.precision == kHigh));
+  const Candidate mma[] = {{kMma, 128, halves ? 32 : 16, halves ? 700.0 : 350.0},
+                           {kMma, 64, halves ? 32 : 16, halves ? 450.0 : 225.0}};
+  const Candidate simt[] = {{kSimt, 64, wide ? 8 : 16, wide ? 24.0 : 80.0}, {kSimt, 128, 8, 105}};
+  const Candidate* from = tensor_cores ? mma : simt;
+  const int count = tensor_cores || words ? 2 : 1;
+  const bool splits_allowed = !p.epilogue.column_sums && !p.epilogue.mean;
+  double best = 0;
+  for (int i = 0; i < count; ++i) {
+    for (int splits = 1; splits <= kMaxSplits; splits *= 2) {
+      if (splits > 1 && (!splits_allowed || p.k < 4 * int64_t(from[i].depth) * splits)) break;
+      const double cost = cycles(p, machine, from[i], splits);
+      if (found.tile_m > 0 && cost >= best) continue;
+      best = cost;
+      found = {from[i].family,
+               0,
+               from[i].tile,
+               from[i].tile,
+               from[i].depth,
+               splits,
+               split_workspace_bytes(p, splits)};
+    }
+  }
+  return found;
+}
+
+}  // namespace fastdl::gemm

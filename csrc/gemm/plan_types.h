@@ -1,0 +1,31 @@
+// What a plan is made of; plan.h makes one.
+#pragma once
+#include "gemm/problem.h"
+
+namespace fastdl::gemm {
+
+// The device as the plan sees it; DeviceProperties of simt.h without the compiler.
+struct Machine {
+  int multiprocessors, capability;
+  int shared_bytes;  // of a block, with opt-in
+};
+
+enum Family : uint8_t {
+  kSimt,           // anything
+  kGemv,           // few rows or few columns
+  kMma,            // sm_80: cp.async, ldmatrix, mma.sync
+  kHopper,         // sm_90a: TMA, wgmma
+  kHopperEmulate,  // sm_90a: float32 as bfloat16 terms
+};
+
+struct Plan {
+  Family family;
+  int config;                  // row of the family's own table
+  int tile_m, tile_n, tile_k;  // of a block; tile_m rows make one partial of column sums and moments
+  int splits;                  // of k; their sums are added in order
+  int64_t workspace_bytes;     // device memory for the launch, aligned to 256 bytes, contents undefined
+
+  int64_t row_blocks(int64_t m) const { return (m + tile_m - 1) / tile_m; }
+};
+
+}  // namespace fastdl::gemm

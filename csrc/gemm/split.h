@@ -1,0 +1,13 @@
+// The workspace of a product whose k is split: parts of the sums, and parts of the sums of a's rows.
+#pragma once
+#include "gemm/plan_types.h"
+
+namespace fastdl::gemm {
+
+// (batch, splits, m, n), then (splits, m), of the accumulator's type.
+inline int64_t split_workspace_bytes(const Problem& p, int splits) {
+  if (splits == 1) return 0;
+  return accumulator_size(p.dtype) * splits * (p.batch * p.m * p.n + (p.a_sums ? p.m : 0));
+}
+
+}  // namespace fastdl::gemm

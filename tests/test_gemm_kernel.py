@@ -1,0 +1,147 @@
+"""The kernels of matrix products on their own: every family and tile, layouts, parts of k, traffic, repeatability."""
+
+import ctypes
+import itertools
+
+import pytest
+import torch
+from test_linear import assert_as_good
+
+from fastdl import _C
+from fastdl.activation import CODES, activate
+from fastdl.philox import keep_mask
+
+# name -> device (multiprocessors, capability, shared bytes): few multiprocessors take large tiles, many split k
+DEVICES = {"large tiles": (1, 80, 163 << 10), "small tiles": (132, 80, 163 << 10), "old": (8, 75, 64 << 10)}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SEED = 987654321
+
+
+@pytest.fixture
+def library(emulated_library):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("fastdl_emulated::gemm", "CPU"):
+        pytest.skip("no kernel")
+    library = ctypes.CDLL(next(p for p in torch.ops.loaded_libraries if "emulated" in p))
+    library.fastdl_emulator_kernels.restype = ctypes.c_char_p
+    yield library
+    library.fastdl_emulator_device(132, 227 << 10, 90)
+
+
+def on_device(library, name):
+    multiprocessors, capability, shared_bytes = DEVICES[name]
+    library.fastdl_emulator_device(multiprocessors, shared_bytes, capability)
+    library.fastdl_emulator_reset_counters()
+
+
+def counters(library):
+    counts = [ctypes.c_uint64() for _ in range(3)]
+    library.fastdl_emulator_counters(b"", *map(ctypes.byref, counts))
+    names = library.fastdl_emulator_kernels().decode()
+    library.fastdl_emulator_reset_counters()
+    return *(c.value for c in counts), names
+
+
+def integers(*shape, dtype):
+    return torch.randint(-4, 5, shape).to(dtype)
+
+
+def laid_out(tensor, layout):
+    """The values as a row-major ("n"), column-major ("t") or strided ("s") view inside NaNs, at an odd offset."""
+    shape = tensor.mT.shape if layout == "t" else tensor.shape
+    step = 2 if layout == "s" else 1
+    memory = torch.full((*shape[:-1], shape[-1] * step + 5), float("nan"), dtype=tensor.dtype)
+    view = memory[..., 3 : 3 + shape[-1] * step : step]
+    view = view.mT if layout == "t" else view
+    view.copy_(tensor)
+    return view
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt", "sn", "ts"])
+def test_products_are_exact(library, device, layouts):
+    """Sums of small integers are exact until they are stored; what surrounds the operands is NaN and never read."""
+    sizes = {2: [(150, 133, 71), (65, 3, 130), (129, 129, 1)], 4: [(137, 66, 19)], 8: [(1, 70, 17)]}
+    for dtype in DTYPES:
+        for m, n, k in sizes[dtype.itemsize]:
+            a, b = integers(m, k, dtype=dtype), integers(k, n, dtype=dtype)
+            on_device(library, device)
+            c = torch.ops.fastdl_emulated.gemm(laid_out(a, layouts[0]), laid_out(b, layouts[1]))
+            assert torch.equal(c, (a.double() @ b.double()).to(dtype))
+            tensor_cores = dtype in (torch.float16, torch.bfloat16) and device != "old" and "s" not in layouts
+            assert ("mma_kernel" if tensor_cores else "simt_kernel") in counters(library)[3]
+
+
+@pytest.mark.parametrize("alignment", [1, 2, 4, 8])
+@pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt"])
+def test_alignments_are_exact(library, alignment, layouts):
+    """Rows that begin at multiples of 2, 4, 8 and 16 bytes take different copies."""
+    on_device(library, "large tiles")
+    for dtype, (m, n, k) in itertools.product([torch.float16, torch.bfloat16], [(96, 72, 80), (70, 90, 38)]):
+        a, b = integers(m, k, dtype=dtype), integers(k, n, dtype=dtype)
+        views = []
+        for tensor, layout in zip((a, b), layouts):
+            shape = tensor.mT.shape if layout == "t" else tensor.shape
+            pitch = -(-(shape[1] + alignment) // alignment) * alignment
+            memory = torch.full((shape[0] * pitch + alignment,), float("nan"), dtype=dtype)
+            view = memory[alignment:].as_strided(shape, (pitch, 1), alignment)
+            view = view.mT if layout == "t" else view
+            view.copy_(tensor)
+            views.append(view)
+        assert torch.equal(torch.ops.fastdl_emulated.gemm(*views), (a.double() @ b.double()).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_split_k(library, dtype):
+    """A weight gradient: few tiles, deep k. Parts are added in order, so the bits repeat."""
+    on_device(library, "small tiles")
+    a, b = integers(2500, 40, dtype=dtype).mT, integers(2500, 70, dtype=dtype)
+    a, b = a / 4, b / 4  # sums stay exact in 16 bits' accumulators
+    first = torch.ops.fastdl_emulated.gemm(a, b)
+    launches, _, _, names = counters(library)
+    assert launches == 2
+    assert "split_sum_kernel" in names
+    assert torch.equal(first, (a.double() @ b.double()).to(dtype))
+    a, b = torch.randn_like(a), torch.randn_like(b)
+    first = torch.ops.fastdl_emulated.gemm(a, b)
+    assert all(torch.equal(first, torch.ops.fastdl_emulated.gemm(a, b)) for _ in range(2))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("activation", list(CODES))
+def test_epilogues(library, device, activation):
+    """Bias, activation, dropout and residual; the preactivation is saved as it was rounded."""
+    for dtype in (torch.float32, torch.bfloat16):
+        m, n, k = 70, 61, 24
+        x, w = (torch.randn(s, dtype=torch.float64).to(dtype) for s in [(m, k), (n, k)])
+        bias, z = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
+        for p, residual in [(0.0, None), (0.3, z)] if dtype == torch.float32 else [(0.001, None), (1.0, z)]:
+            seed = torch.tensor([SEED]) if p else None
+            on_device(library, device)
+            ours, saved = torch.ops.fastdl_emulated.linear_forward(
+                x, w, bias, residual, seed, CODES[activation], p, True
+            )
+            kept = keep_mask((m, n), torch.tensor([SEED]), p) / (1 - p if p < 1 else 1) if p else 1
+
+            def formula(x, w, bias, residual, activation=activation, kept=kept):
+                preactivation = torch.nn.functional.linear(x, w, bias)
+                output = activate(preactivation, activation) * kept
+                return preactivation, output if residual is None else output + residual
+
+            exact = formula(*(None if t is None else t.double() for t in (x, w, bias, residual)))
+            theirs = formula(x, w, bias, residual)
+            assert_as_good(saved, theirs[0], exact[0])
+            assert_as_good(ours, theirs[1].to(dtype), exact[1])
+
+
+def test_nothing_is_read_twice_from_memory_that_a_tile_holds(library):
+    """Each block reads its own rows and columns once: bytes are tiles x (tile_m + tile_n) x k, and the output."""
+    on_device(library, "large tiles")
+    m, n, k = 256, 384, 64
+    a, b = integers(m, k, dtype=torch.bfloat16), integers(k, n, dtype=torch.bfloat16)
+    torch.ops.fastdl_emulated.gemm(a, b)
+    launches, read, written, _ = counters(library)
+    multiprocessors, capability, shared_bytes = DEVICES["large tiles"]
+    tile = _C.gemm_plan(1, m, n, k, "bfloat16", "nn", 0, False, multiprocessors, capability, shared_bytes)["tile"][0]
+    assert (launches, tile) == (1, 128)
+    assert read == (m // tile) * (n // tile) * 2 * tile * k * 2
+    assert written == m * n * 2

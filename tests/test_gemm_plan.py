@@ -1,0 +1,85 @@
+"""The plan of a product and the schedule of its tiles: pure functions of sizes and device."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdl import _C
+
+H200, A100, T4 = (132, 90, 227 << 10), (108, 80, 163 << 10), (40, 75, 64 << 10)
+HIGHEST, HIGH = 0, 1
+sizes = st.integers(1, 700) | st.sampled_from([1, 64, 128, 129, 1024, 4096])
+quick = settings(deadline=None, max_examples=200, derandomize=True)
+
+
+def plan(m, n, k, dtype="bfloat16", *, batch=1, layouts="nn", precision=HIGHEST, partials=False, device=A100):
+    return _C.gemm_plan(batch, m, n, k, dtype, layouts, precision, partials, *device)
+
+
+@quick
+@given(
+    batch=st.integers(1, 3), m=sizes, n=sizes, k=st.integers(0, 3000), tile_m=st.sampled_from([64, 128, 256]),
+    tile_n=st.sampled_from([64, 128, 256]), tile_k=st.sampled_from([8, 16, 32, 64]), splits=st.integers(1, 9),
+)  # fmt: skip
+def test_every_tile_once_and_all_of_k(batch, m, n, k, tile_m, tile_n, tile_k, splits):
+    tiles = [tuple(tile) for tile in _C.gemm_tiles(batch, m, n, k, tile_m, tile_n, tile_k, splits)]
+    rows, columns = -(-m // tile_m), -(-n // tile_n)
+    assert sorted(tile[:4] for tile in tiles) == [
+        (b, s, r, c) for b in range(batch) for s in range(splits) for r in range(rows) for c in range(columns)
+    ]
+    ranges = {tile[1]: tile[4:] for tile in tiles}
+    assert all(ranges[tile[1]] == tile[4:] for tile in tiles)  # equal for all tiles
+    ends = [ranges[s] for s in range(splits)]
+    assert (ends[0][0], ends[-1][1]) == (0, k)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(ends))
+    assert all(begin % tile_k == 0 for begin, end in ends if end > begin)
+
+
+@quick
+@given(
+    batch=st.integers(1, 9), m=sizes, n=sizes, k=st.integers(0, 1 << 20), partials=st.booleans(),
+    dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]),
+    layouts=st.sampled_from(["nn", "nt", "tn", "tt", "sn", "ns"]), precision=st.sampled_from([HIGHEST, HIGH]),
+    device=st.sampled_from([H200, A100, T4]),
+)  # fmt: skip
+def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision, device):
+    found = plan(m, n, k, dtype, batch=batch, layouts=layouts, precision=precision, partials=partials, device=device)
+    assert found == plan(
+        m, n, k, dtype, batch=batch, layouts=layouts, precision=precision, partials=partials, device=device
+    )
+    splits, accumulator = found["splits"], 8 if dtype == "float64" else 4
+    assert found["workspace_bytes"] == (splits > 1) * splits * batch * m * n * accumulator
+    assert splits == 1 or not partials  # sums of columns come from whole rows of tiles
+    assert splits == 1 or k // splits >= found["tile"][2]
+    if found["family"] == "mma":
+        assert device[1] >= 80
+        assert "s" not in layouts
+        assert dtype in ("float16", "bfloat16") or (dtype == "float32" and precision == HIGH)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "family", "tile", "splits"),
+    [
+        ((8192, 8192, 8192), {}, "mma", 128, 1),
+        ((8192, 8192, 8192, "float32"), {}, "simt", 128, 1),
+        ((8192, 8192, 8192, "float32"), {"precision": HIGH}, "mma", 128, 1),
+        ((8192, 8192, 8192), {"layouts": "sn"}, "simt", 64, 1),
+        ((8192, 8192, 8192), {"device": T4}, "simt", 64, 1),
+        ((64, 64, 100_000), {}, "mma", 64, 64),  # a weight gradient: few tiles, deep k
+        ((64, 64, 100_000), {"partials": True}, "mma", 64, 1),
+        ((1024, 1024, 1024), {}, "mma", 128, 1),
+        ((512, 512, 512), {}, "mma", 64, 1),
+    ],
+)
+def test_choices(arguments, options, family, tile, splits):
+    found = plan(*arguments, **options)
+    assert (found["family"], found["tile"][0], found["splits"]) == (family, tile, splits)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="gemm_plan: dtype must be float32, float64, float16 or bfloat16, got int8"):
+        plan(1, 1, 1, "int8")
+    with pytest.raises(ValueError, match="layouts must be two letters"):
+        plan(1, 1, 1, layouts="n")
