@@ -226,7 +226,6 @@ def test_empty_inputs_are_like_torch(backend):
             assert FF.dropout2d(input).shape == F.dropout2d(input).shape
 
 
-def test_an_empty_expanded_tensor_is_dropped_in_place_as_by_torch():
+def test_an_empty_expanded_tensor_overlaps_nowhere():
     x = torch.empty(1, 0, 2).expand(3, 0, 2)
-    assert dropout(x, 0.5, True, inplace=True) is x or x.numel() == 0
-    assert torch.nn.functional.dropout(x, 0.5, True, inplace=True).shape == dropout(x, 0.5, True, True).shape
+    assert FF.dropout(x, 0.5, True, inplace=True).shape == F.dropout(x, 0.5, True, inplace=True).shape
