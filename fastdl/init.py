@@ -155,17 +155,17 @@ _Generator = torch.Generator | None
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with 0."""
+    """Fill a tensor of any shape and dtype with 0, in place, and return it; as torch.nn.init.zeros_."""
     return nn.init.zeros_(tensor)
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """Fill with 1."""
+    """Fill a tensor of any shape and dtype with 1, in place, and return it; as torch.nn.init.ones_."""
     return nn.init.ones_(tensor)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Fill with `val`."""
+    """Fill a tensor of any shape and dtype with `val`, in place, and return it; as torch.nn.init.constant_."""
     return nn.init.constant_(tensor, val)
 
 

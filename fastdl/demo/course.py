@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fastdl
 from fastdl import data, init, optim
 from fastdl.demo.report import Report, pyplot
+from fastdl.reference import adam_update
 
 Row = list[str]
 Panel = Callable[[Any], list[Row]]  # draws on its axes, returns rows: claim, measured, theory
@@ -56,18 +57,26 @@ def adam(axes: Any) -> list[Row]:
     """Adam's first step has the size of the learning rate; without bias correction it is 3.16 times that."""
     gradients = [10.0**e for e in range(-9, 3)]
     corrected, uncorrected = [], []
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
     for g in gradients:
         x = nn.Parameter(torch.zeros(1, dtype=torch.float64))
         x.grad = torch.full_like(x, g)
         optim.Adam([x], lr=0.1).step()
         corrected.append(-x.item())
-        uncorrected.append(0.1 * 0.1 * g / (math.sqrt(0.001) * g + 1e-8))
+        y = torch.zeros_like(x.detach())
+        adam_update(y, x.grad, [torch.zeros_like(y), torch.zeros_like(y)], math.inf, options)  # corrections of 1
+        uncorrected.append(-y.item())
     axes.loglog(gradients, corrected, "o-", label="Adam")
     axes.loglog(gradients, uncorrected, "s--", label="without bias correction")
     axes.set(title="Adam's first step, lr = 0.1", xlabel="gradient", ylabel="step")
     axes.legend()
-    return [[f"Adam's first step at g = {g:g}", f"{s:.4f}", f"{0.1 * g / (g + 1e-8):.4f}"]
-            for g, s in zip(gradients, corrected) if g in (1e-6, 1e-3)]  # fmt: skip
+    rows = []
+    for name, steps, root in (("", corrected, 1.0), (" without bias correction", uncorrected, math.sqrt(0.001))):
+        for g, step in zip(gradients, steps):
+            if g in (1e-6, 1e-3):
+                theory = 0.1 * (1 if not name else 0.1) * g / (root * g + 1e-8)
+                rows.append([f"Adam's first step{name} at g = {g:g}", f"{step:.4f}", f"{theory:.4f}"])
+    return rows
 
 
 def initialization(axes: Any) -> list[Row]:
