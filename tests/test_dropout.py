@@ -224,3 +224,8 @@ def test_empty_inputs_are_like_torch(backend):
         assert FF.dropout(input).shape == F.dropout(input).shape
         if len(shape) == 4:
             assert FF.dropout2d(input).shape == F.dropout2d(input).shape
+
+
+def test_an_empty_expanded_tensor_overlaps_nowhere():
+    x = torch.empty(1, 0, 2).expand(3, 0, 2)
+    assert FF.dropout(x, 0.5, True, inplace=True).shape == F.dropout(x, 0.5, True, inplace=True).shape
