@@ -1,5 +1,6 @@
 // One optimizer step over all parameters on CPU tensors: one pass over memory, two with gradient clipping.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include "optim/records.h"
 #include "optim/rounding.h"
 #include "optim/rules.h"
@@ -172,8 +173,12 @@ void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, 
   const bool dithers = o.stochastic_rounding != 0;
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
-  for (; begin < end; begin += kChunk) {
-    const int64_t n = std::min(kChunk, end - begin);
+  const auto is_direct = [](const Operand& x) { return !x.data || (x.dtype == kTypeOf<T> && !x.strides); };
+  bool direct = is_direct(r.param) && is_direct(r.grad) && is_direct(r.master) && is_direct(r.ema);
+  for (int k = 0; k < kStates; ++k) direct = direct && is_direct(r.state[k]);
+  const int64_t chunk = direct ? end - begin : kChunk;
+  for (; begin < end; begin += chunk) {
+    const int64_t n = std::min(chunk, end - begin);
     T* p = load(r, truth, begin, n, buffers[0]);
     const T* g = load(r, r.grad, begin, n, buffers[1]);
     T* states[kStates + 1];
@@ -246,36 +251,23 @@ void advance_step(const Record& r) {
             [&](auto zero) { *static_cast<decltype(zero)*>(r.step.data) += decltype(zero)(1.f); });
 }
 
-}  // namespace
+// The step for all records, whose options lie in rows. What is optional is a number here.
+struct Scalars {
+  optional<double> grad_scale, found_inf, max_grad_norm, grad_norm;
+  uint64_t seed = 0;
+};
 
-// See fastdl/optim/_step.py for the arguments.
-void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
-                    std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
-                    std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
-                    std::vector<Tensor>) {
-  const RuleName name = RuleName(rule);
-  std::vector<Options> rows = read_options(options);
-  for (Options& o : rows) {
-    if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));
-  }
-  const Lists lists{params, grads, states, counts};
-  check_lists(lists, rows.size());
-  std::vector<Record> records = RecordReader(name, lists).read(rows);
+void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given) {
   int64_t tiles = 0;
   for (Record& r : records) {
     r.first_tile = tiles;
     tiles += (r.numel + kTile - 1) / kTile;
   }
-  if (found_inf && read_scalar(*found_inf) != 0) return;
-
-  Call call{grad_scale ? double(float(1 / read_scalar(*grad_scale))) : 1.0, 0};
-  if (seed) call.seed = uint64_t(*seed->const_data_ptr<int64_t>());
-  if (max_grad_norm) {
-    double norm = 0;
-    if (grad_norm) {
-      norm = read_scalar(*grad_norm);
-    } else {
+  if (given.found_inf.value_or(0) != 0) return;
+  Call call{given.grad_scale ? double(float(1 / *given.grad_scale)) : 1.0, given.seed};
+  if (given.max_grad_norm) {
+    double norm = given.grad_norm.value_or(0);
+    if (!given.grad_norm) {
       std::vector<double> sums(static_cast<size_t>(tiles));  // added in order: bits do not depend on threads
       for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t tile) {
         sums[size_t(tile)] = square_sum(r, call.grad_factor, begin, end);
@@ -283,14 +275,14 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
       for (double s : sums) norm += s;
       norm = std::sqrt(norm);
     }
-    if (found_inf && !std::isfinite(norm)) return;
-    const double clip = *max_grad_norm / (norm + 1e-6);
+    if (given.found_inf && !std::isfinite(norm)) return;
+    const double clip = *given.max_grad_norm / (norm + 1e-6);
     call.grad_factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
   }
   for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t) {
     const double step = step_of(r) + 1;
     auto run = [&]<class T>(T) {
-      with_rule<T>(name, *r.options, [&]<class Rule>() {
+      with_rule<T>(rule, *r.options, [&]<class Rule>() {
         update<T>(r, call, Rule(*r.options, r.options->lr, step), begin, end);
       });
     };
@@ -299,11 +291,101 @@ void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor
   for (const Record& r : records) advance_step(r);
 }
 
+optional<double> read_optional(const optional<Tensor>& t) {
+  return t ? optional<double>(read_scalar(*t)) : std::nullopt;
+}
+
+// A step whose tensors stay the same objects of the same shapes: Python, which keeps them alive, sends
+// addresses alone. See fastdl/optim/_replay.py.
+class Replay {
+ public:
+  // dtypes (ScalarType) and addresses: group by group those of all parameters, of all gradients, then of each
+  // state in the op's order: [step], the rule's, [master], [ema]. All lie in memory alike, without gaps.
+  Replay(int64_t rule, const std::vector<int64_t>& counts, const std::vector<int64_t>& numels,
+         const std::vector<int>& dtypes, const std::vector<uintptr_t>& addresses,
+         const std::vector<double>& options)
+      : rule_(RuleName(rule)), rows_(read_options(options)), records_(numels.size()) {
+    size_t next = 0, first = 0;
+    for (size_t row = 0; row < rows_.size(); ++row) {
+      const Options& o = rows_[row];
+      const size_t last = first + size_t(counts.at(row));
+      const auto take = [&](auto&& operand_of, bool sent = false) {
+        for (size_t i = first; i < last; ++i, ++next) {
+          Operand& operand = operand_of(records_.at(i));
+          operand.dtype = ScalarType(dtypes.at(next));
+          operand.data = reinterpret_cast<void*>(addresses.at(next));
+          if (sent) sent_.push_back(&operand);
+        }
+      };
+      take([](Record& r) -> Operand& { return r.param; }, true);
+      take([](Record& r) -> Operand& { return r.grad; }, true);
+      if (rule_ != kSgd) take([](Record& r) -> Operand& { return r.step; });
+      for (int k = 0; k < state_count(rule_, o); ++k) take([k](Record& r) -> Operand& { return r.state[k]; });
+      if (o.master_weights != 0 && first < last && is_low_precision(records_.at(first).param.dtype)) {
+        take([](Record& r) -> Operand& { return r.master; });
+      }
+      if (o.ema_decay >= 0) take([](Record& r) -> Operand& { return r.ema; });
+      for (; first < last; ++first) {
+        Record& r = records_[first];
+        r.options = &o, r.numel = numels[first], r.ordinal = uint32_t(first);
+      }
+    }
+    if (next != dtypes.size() || next != addresses.size() || first != numels.size()) {
+      throw std::invalid_argument("OptimReplay: the lists do not fit the options");
+    }
+  }
+  Replay(const Replay&) = delete;  // pointers lead into it
+
+  // addresses: group by group those of all parameters, then of all gradients.
+  void step(const std::vector<uintptr_t>& addresses, const std::vector<double>& options,
+            optional<double> grad_scale, optional<double> found_inf, optional<double> max_grad_norm,
+            int64_t seed) {
+    const std::vector<Options> rows = read_options(options);
+    if (addresses.size() != sent_.size() || rows.size() != rows_.size()) {
+      throw std::invalid_argument("OptimReplay: the lists do not fit the options");
+    }
+    std::copy(rows.begin(), rows.end(), rows_.begin());
+    for (size_t i = 0; i < addresses.size(); ++i) sent_[i]->data = reinterpret_cast<void*>(addresses[i]);
+    const pybind11::gil_scoped_release release;
+    run_step(rule_, records_, {grad_scale, found_inf, max_grad_norm, {}, uint64_t(seed)});
+  }
+
+ private:
+  RuleName rule_;
+  std::vector<Options> rows_;
+  std::vector<Record> records_;
+  std::vector<Operand*> sent_;  // at each step
+};
+
+}  // namespace
+
+// See fastdl/optim/_step.py for the arguments.
+void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
+                    std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
+                    std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
+                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
+                    std::vector<Tensor>) {
+  std::vector<Options> rows = read_options(options);
+  for (Options& o : rows) {
+    if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));
+  }
+  const Lists lists{params, grads, states, counts};
+  check_lists(lists, rows.size());
+  std::vector<Record> records = RecordReader(RuleName(rule), lists).read(rows);
+  run_step(RuleName(rule), records,
+           {read_optional(grad_scale), read_optional(found_inf), max_grad_norm, read_optional(grad_norm),
+            seed ? uint64_t(*seed->const_data_ptr<int64_t>()) : 0});
+}
+
 FASTDL_CPU_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step_cpu)); }
 
 }  // namespace fastdl::optim
 
 void bind_optim(pybind11::module_& m) {
+  pybind11::class_<fastdl::optim::Replay>(m, "OptimReplay", "A step of CPU tensors, to be taken again")
+      .def(pybind11::init<int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int>,
+                          std::vector<uintptr_t>, std::vector<double>>())
+      .def("step", &fastdl::optim::Replay::step);
   m.def("optim_workspace_bytes", &fastdl::optim::workspace_bytes, pybind11::arg("parameters"),
         "Bytes of device memory that the optimizer kernel keeps for this many parameters");
 }

@@ -26,9 +26,8 @@ FASTDL_HOST_DEVICE double power(double base,
 // b.
 template <class T, bool kMomentum>
 struct Sgd {
-  static constexpr int kStates = kMomentum;  // momentum_buffer
-  T minus_lr, momentum, gain;
-  bool nesterov, first;
+  static constexpr int kStates = kMomentum;     // momentum_buffer
+  T minus_lr, momentum, gain, nesterov, first;  // no bools: their loads would be branches, which stay scalar
 
   FASTDL_HOST_DEVICE Sgd(const Options& o, double lr, double)
       : minus_lr(-lr), momentum(o.momentum), gain(1 - o.dampening), nesterov(o.nesterov), first(o.first) {}
@@ -36,8 +35,11 @@ struct Sgd {
   FASTDL_HOST_DEVICE void operator()(T& p, T g, T* state) const {
     if constexpr (kMomentum) {
       T& buffer = state[0];
-      buffer = first ? g : std::fma(g, gain, buffer * momentum);
-      g = nesterov ? std::fma(buffer, momentum, g) : buffer;
+      // Both values, then a choice: vector instructions have no branches.
+      const T moved = std::fma(g, gain, buffer * momentum);
+      buffer = first != 0 ? g : moved;
+      const T ahead = std::fma(buffer, momentum, g);
+      g = nesterov != 0 ? ahead : buffer;
     }
     p = std::fma(g, minus_lr, p);
   }
@@ -123,7 +125,8 @@ struct Shared {
   FASTDL_HOST_DEVICE void operator()(const Rule& rule, T& p, T g, T* state) const {
     g *= scale;
     g += l1 * T((p > 0) - (p < 0));
-    g = l2 != 0 ? std::fma(p, l2, g) : g;  // 0 * inf is not 0
+    const T decayed = std::fma(p, l2, g);
+    g = l2 != 0 ? decayed : g;  // 0 * inf is not 0
     p *= keep;
     rule(p, g, state);
     const T shrunk = std::fabs(p) - threshold;  // soft threshold: the proximal map of threshold * |p|

@@ -9,31 +9,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
 from fastdl._library import _C
-from fastdl.optim._step import LOW_PRECISION, OPTIONS, Rule, optim_step
+from fastdl.optim._replay import Replay
+from fastdl.optim._step import EXTRAS, LOW_PRECISION, OPTIONS, Rule, check_extras, optim_step
 from fastdl.optim._torch_path import Part, check_part, step_in_torch
 from fastdl.philox import new_seed
-
-EXTRAS: dict[str, Any] = {
-    "l1": 0.0,
-    "l1_mode": "subgradient",
-    "max_grad_norm": None,
-    "ema_decay": None,
-    "master_weights": False,
-    "stochastic_rounding": False,
-}
-
-
-def _check_extras(name: str, group: Mapping[str, Any]) -> None:
-    if not group["l1"] >= 0.0:
-        raise ValueError(f"Invalid l1 value: {group['l1']}; {name} needs l1 >= 0")
-    if group["l1_mode"] not in ("subgradient", "proximal"):
-        raise ValueError(f"Invalid l1_mode: {group['l1_mode']!r}; {name} knows 'subgradient' and 'proximal'")
-    if group["max_grad_norm"] is not None and not group["max_grad_norm"] > 0.0:
-        raise ValueError(f"Invalid max_grad_norm value: {group['max_grad_norm']}; {name} needs None or a norm > 0")
-    if group["ema_decay"] is not None and not 0.0 <= group["ema_decay"] < 1.0:
-        raise ValueError(f"Invalid ema_decay value: {group['ema_decay']}; {name} needs None or 0 <= ema_decay < 1")
-    if group["master_weights"] and group["stochastic_rounding"]:
-        raise ValueError(f"{name}: master_weights and stochastic_rounding exclude each other; drop one")
 
 
 class _Batch:
@@ -54,6 +33,7 @@ class FusedOptimizer(Optimizer):
 
     _rule: Rule
     _accepts_sparse = False
+    _kept: Replay | None = None
     _torch_step: Callable[..., Any]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
 
@@ -86,7 +66,7 @@ class FusedOptimizer(Optimizer):
         for name, value in self._extras.items():
             self.defaults.setdefault(name, value)
         if isinstance(param_group, dict):
-            _check_extras(type(self).__name__, {**self.defaults, **param_group})
+            check_extras(type(self).__name__, {**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -150,12 +130,17 @@ class FusedOptimizer(Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0:
             return
+        for group in self.param_groups:
+            check_extras(type(self).__name__, group)
         max_grad_norm = self._max_grad_norm()
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.step(self, found_inf, max_grad_norm):
+            self._kept = kept
+            return
         batches: dict[torch.device, _Batch] = {}
         fresh: list[tuple[Tensor, str, Tensor]] = []
         torch_parts: list[Part] = []
         for group in self.param_groups:
-            _check_extras(type(self).__name__, group)
             params: list[Tensor] = []
             in_torch: list[Tensor] = []
             for p in group["params"]:
@@ -174,6 +159,9 @@ class FusedOptimizer(Optimizer):
         if torch_parts:
             step_in_torch(self, self._torch_step, torch_parts)
         self._average_still(found_inf)
+        if kept is None and not torch_parts and len(batches) == 1:
+            (batch,) = batches.values()
+            self._kept = None if batch.first or batch.lrs else Replay.of(self, batch.options)
 
     def _add_group(
         self,
@@ -201,9 +189,15 @@ class FusedOptimizer(Optimizer):
                 batch.grads.append(views[1])
                 batch.states += views[2:]
             batch.counts.append(len(members))
-            batch.options += self._option_row(group, first, batch)
+            batch.options += self._option_row(group, first, batch.lrs)
             batch.rounds |= group["stochastic_rounding"]
             batch.first |= first
+
+    def _wanted(self, group: dict[str, Any], names: tuple[str, ...], low: bool) -> tuple[str, ...]:
+        """Return the names of all states of a parameter in the kernel's order."""
+        step = ("step",) if self._rule.has_step else ()
+        master = ("master_param",) if low and group["master_weights"] else ()
+        return (*step, *names, *master, *(() if group["ema_decay"] is None else ("ema",)))
 
     def _states(
         self, p: Tensor, group: dict[str, Any], names: tuple[str, ...], fresh: list[tuple[Tensor, str, Tensor]]
@@ -212,13 +206,8 @@ class FusedOptimizer(Optimizer):
         low = p.dtype in LOW_PRECISION
         wide = torch.float32 if low else p.dtype
         state = self.state.get(p, {})
-        wanted = ("step", *names) if self._rule.has_step else names
-        if low and group["master_weights"]:
-            wanted += ("master_param",)
-        if group["ema_decay"] is not None:
-            wanted += ("ema",)
         tensors = []
-        for name in wanted:
+        for name in self._wanted(group, names, low):
             value = state.get(name)
             if name == "step" and value is not None and value.device != p.device and p.device.type != "cpu":
                 value = value.to(p.device)  # the kernel counts on the device
@@ -242,7 +231,7 @@ class FusedOptimizer(Optimizer):
             tensors.append(value)
         return tensors
 
-    def _option_row(self, group: dict[str, Any], first: bool, batch: _Batch) -> list[float]:
+    def _option_row(self, group: dict[str, Any], first: bool, lrs: list[Tensor]) -> list[float]:
         options = {
             **dict.fromkeys(OPTIONS, 0.0),
             **self._rule_options(group),
@@ -258,8 +247,8 @@ class FusedOptimizer(Optimizer):
             "first": first,
         }
         if isinstance(group["lr"], Tensor):
-            options.update(lr=0.0, lr_index=len(batch.lrs))
-            batch.lrs.append(group["lr"].detach())
+            options.update(lr=0.0, lr_index=len(lrs))
+            lrs.append(group["lr"].detach())
         return [float(options[name]) for name in OPTIONS]
 
     def _max_grad_norm(self) -> float | None:

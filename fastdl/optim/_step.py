@@ -2,12 +2,37 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdl import _library
 from fastdl.philox import philox
+
+EXTRAS: dict[str, Any] = {
+    "l1": 0.0,
+    "l1_mode": "subgradient",
+    "max_grad_norm": None,
+    "ema_decay": None,
+    "master_weights": False,
+    "stochastic_rounding": False,
+}
+
+
+def check_extras(name: str, group: Mapping[str, Any]) -> None:
+    """Raise ValueError for an extra out of range."""
+    if not group["l1"] >= 0.0:
+        raise ValueError(f"Invalid l1 value: {group['l1']}; {name} needs l1 >= 0")
+    if group["l1_mode"] not in ("subgradient", "proximal"):
+        raise ValueError(f"Invalid l1_mode: {group['l1_mode']!r}; {name} knows 'subgradient' and 'proximal'")
+    if group["max_grad_norm"] is not None and not group["max_grad_norm"] > 0.0:
+        raise ValueError(f"Invalid max_grad_norm value: {group['max_grad_norm']}; {name} needs None or a norm > 0")
+    if group["ema_decay"] is not None and not 0.0 <= group["ema_decay"] < 1.0:
+        raise ValueError(f"Invalid ema_decay value: {group['ema_decay']}; {name} needs None or 0 <= ema_decay < 1")
+    if group["master_weights"] and group["stochastic_rounding"]:
+        raise ValueError(f"{name}: master_weights and stochastic_rounding exclude each other; drop one")
+
 
 # One parameter group's options as a row of floats: the fields of Options in csrc/optim/options.h, in its order.
 # fmt: off

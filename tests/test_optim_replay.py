@@ -1,0 +1,181 @@
+"""Steps by addresses alone (fastdl/optim/_replay.py): whatever changes between two steps, results are the op's."""
+
+import copy
+
+import pytest
+import torch
+
+from fastdl import optim
+from fastdl.optim import _replay
+
+SIZES = ((5,), (3, 4), (2, 3, 2, 2))
+
+
+def make(cls=optim.Adam, dtype=torch.float32, groups=1, **options):
+    """Two equal optimizers; the second never takes steps by address."""
+    torch.manual_seed(0)
+    params = [torch.randn(size).to(dtype).requires_grad_() for size in SIZES]
+    twin = copy.deepcopy(params)
+
+    def split(ps):
+        return [{"params": ps[k::groups]} for k in range(groups)]
+
+    return cls(split(params), lr=0.1, **options), cls(split(twin), lr=0.1, **options)
+
+
+def all_params(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def step(ours, theirs, seed, new_gradients=True):
+    """Take one step of each with equal gradients; return whether ours went by addresses."""
+    generator = torch.Generator().manual_seed(seed)
+    for p, q in zip(all_params(ours), all_params(theirs)):
+        grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        if new_gradients or p.grad is None:
+            p.grad, q.grad = torch.empty_like(p), torch.empty_like(q)
+        p.grad.copy_(grad)
+        q.grad.copy_(grad)
+    theirs._kept = None
+    before = ours._kept
+    for optimizer in (ours, theirs):
+        torch.manual_seed(seed)  # of stochastic rounding
+        optimizer.step()
+    assert_equal(ours, theirs)
+    return before is not None and ours._kept is before
+
+
+def assert_equal(ours, theirs):
+    for p, q in zip(all_params(ours), all_params(theirs)):
+        assert torch.equal(p, q)
+        for name, value in ours.state[p].items():
+            assert torch.equal(value, theirs.state[q][name]), name
+
+
+@pytest.mark.parametrize("new_gradients", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (optim.SGD, {"momentum": 0.9}), (optim.SGD, {"momentum": 0.9, "dampening": 0.5, "nesterov": False}),
+        (optim.Adam, {"amsgrad": True, "max_grad_norm": 0.5}), (optim.AdamW, {"ema_decay": 0.9, "l1": 0.1}),
+        (optim.RMSprop, {"centered": True, "momentum": 0.5}), (optim.Adagrad, {"weight_decay": 0.1}),
+        (optim.AdamW, {"dtype": torch.bfloat16, "stochastic_rounding": True}),
+        (optim.AdamW, {"dtype": torch.float16, "master_weights": True, "ema_decay": 0.5}),
+        (optim.Adam, {"dtype": torch.float64, "groups": 3}),
+    ],
+)  # fmt: skip
+def test_equal_bits(cls, options, new_gradients):
+    ours, theirs = make(cls, **options)
+    taken = [step(ours, theirs, k, new_gradients) for k in range(6)]
+    assert taken[2:] == [True] * 4  # the first makes the states; with dampening, the second still looks at them
+
+
+def swap_data(ours, theirs):
+    for optimizer in (ours, theirs):
+        for p in all_params(optimizer):
+            p.data = p.data.clone()
+
+
+def swap_dtype(ours, theirs):
+    for optimizer in (ours, theirs):
+        for p in all_params(optimizer):
+            p.data = p.data.double()
+
+
+def replace_state(ours, theirs):
+    for optimizer in (ours, theirs):
+        p = all_params(optimizer)[0]
+        optimizer.state[p] = {name: value.clone() + 1 for name, value in optimizer.state[p].items()}
+
+
+def replace_one(ours, theirs):
+    for optimizer in (ours, theirs):
+        p = all_params(optimizer)[1]
+        optimizer.state[p]["exp_avg"] = torch.ones_like(p)
+
+
+def forget_state(ours, theirs):
+    for optimizer in (ours, theirs):
+        del optimizer.state[all_params(optimizer)[2]]
+
+
+def load(ours, theirs):
+    for optimizer in (ours, theirs):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def set_option(ours, theirs, **options):
+    for optimizer in (ours, theirs):
+        for group in optimizer.param_groups:
+            group.update(options)
+
+
+def add_group(ours, theirs):
+    for optimizer in (ours, theirs):
+        optimizer.add_param_group({"params": [torch.ones(7, requires_grad=True)]})
+
+
+def transpose(ours, theirs):
+    """The same memory, other strides: its gradient's elements lie elsewhere now."""
+    for optimizer in (ours, theirs):
+        p = all_params(optimizer)[1]
+        p.data = p.data.view(4, 3).t()
+        for name, value in optimizer.state[p].items():
+            if name != "step":
+                optimizer.state[p][name] = value.view(4, 3).t()
+
+
+@pytest.mark.parametrize(
+    ("change", "by_address"),
+    [
+        (swap_data, True), (swap_dtype, False), (replace_state, False), (replace_one, False), (forget_state, False),
+        (load, False), (add_group, False), (transpose, False), (lambda *o: set_option(*o, lr=0.5), True),
+        (lambda *o: set_option(*o, lr=torch.tensor(0.5)), False), (lambda *o: set_option(*o, betas=(0.5, 0.6)), True),
+        (lambda *o: set_option(*o, amsgrad=True), False), (lambda *o: set_option(*o, ema_decay=0.5), False),
+        (lambda *o: set_option(*o, max_grad_norm=0.1), True), (lambda *o: set_option(*o, maximize=True), True),
+    ],
+)  # fmt: skip
+def test_what_changes_between_steps(change, by_address):
+    ours, theirs = make()
+    for k in range(3):
+        step(ours, theirs, k)
+    change(ours, theirs)
+    assert step(ours, theirs, 10) == by_address
+    for k in range(11, 14):
+        step(ours, theirs, k)
+
+
+@pytest.mark.parametrize("kind", ["none", "sparse", "strided"])
+def test_odd_gradients(kind):
+    ours, theirs = make(optim.SGD, momentum=0.9)
+    for k in range(3):
+        step(ours, theirs, k)
+    for optimizer in (ours, theirs):
+        p = all_params(optimizer)[1]
+        odd = torch.ones(4, 3).t()
+        p.grad = {"none": None, "sparse": torch.ones(3, 4).to_sparse(), "strided": odd}[kind]
+        theirs._kept = None
+        optimizer.step()
+    assert_equal(ours, theirs)
+    for k in range(4, 8):
+        step(ours, theirs, k)
+
+
+def test_bad_options_raise_and_change_nothing():
+    ours, theirs = make()
+    for k in range(3):
+        step(ours, theirs, k)
+    before = [p.clone() for p in all_params(ours)]
+    ours.param_groups[0]["l1"] = -1.0
+    with pytest.raises(ValueError, match="Invalid l1 value"):
+        ours.step()
+    assert all(map(torch.equal, before, all_params(ours)))
+
+
+def test_wrong_lists_raise():
+    ours, theirs = make()
+    step(ours, theirs, 0)
+    with pytest.raises(ValueError, match="the lists do not fit the options"):
+        ours._kept.library.step([], [], None, None, None, 0)
+    with pytest.raises(ValueError, match="the lists do not fit the options"):
+        _replay._C.OptimReplay(0, [1], [4], [6] * 4, [0] * 4, [0.0] * 21)
