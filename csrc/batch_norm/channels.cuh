@@ -334,6 +334,12 @@ struct Team {
     return arrival_bytes(plan) + plan.blocks() * 2 * kExchange * int64_t(sizeof(double));
   }
 
+  // The channel of the pack that reduce() gives this thread to finish; beyond all of them for most threads.
+  FASTDL_DEVICE int finishes() const {
+    const int each = int(blockDim.x) / kWarpSize / plan.pack, thread = int(threadIdx.x);
+    return thread % each == 0 && thread < each * plan.pack ? thread / each : kMaxPack;
+  }
+
   // Reduces over the threads that hold a channel: of the block, whose warps share the pack's channels evenly,
   // and of the other blocks of the team. done(j, total) is called by one thread for channel j of the pack;
   // afterwards the block is synchronized.
@@ -376,8 +382,7 @@ struct Team {
       }
       over_warps(warps);
     }
-    const int each = warps / plan.pack;
-    if (warp == 0 && lane < warps && lane % each == 0) done(lane / each, value);
+    if (finishes() < plan.pack) done(finishes(), value);
     __syncthreads();
   }
 
