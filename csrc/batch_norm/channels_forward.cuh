@@ -70,6 +70,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
   FASTDL_SHARED(totals, Moments<double>[kMaxPack]);
+  static_assert(sizeof constants + sizeof totals + (kThreads / kWarpSize + 1) * sizeof(Moments<double>) <=
+                plan_detail::kStatic);
   auto* slots = reinterpret_cast<Packet*>(memory);
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
