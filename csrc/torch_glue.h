@@ -65,6 +65,15 @@ inline void check_launch(const char* error, const char* op) {
   STD_TORCH_CHECK(error == nullptr, op, ": the kernel could not be launched: ", error);
 }
 
+// Brings host memory to the device in stream order; the host may reuse it at once.
+inline void upload(Tensor target, void* source, int64_t bytes) {
+  const int64_t stride = 1;
+  const Tensor host =
+      torch::stable::from_blob(source, {&bytes, 1}, {&stride, 1},
+                               torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
+  torch::stable::copy_(target, host, true);
+}
+
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:

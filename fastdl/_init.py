@@ -91,7 +91,7 @@ def init_reference(
         for d, n in enumerate(tensor.shape):
             axis = torch.arange(n, device=tensor.device) * steps.pop(0)
             index = index + axis.reshape(-1, *[1] * (tensor.dim() - d - 1))
-        key = torch.tensor([keys[i]], device=tensor.device)
+        key = torch.tensor(keys[i], device=tensor.device)
         words = torch.stack(philox(key, index >> 2, _STREAM), dim=-1)
         word = words.gather(-1, (index & 3).unsqueeze(-1)).squeeze(-1)
         tensor.copy_(_values(word, distributions[i], parameters[6 * i : 6 * i + 6], tensor.dtype))

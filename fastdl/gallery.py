@@ -1,5 +1,9 @@
-"""A gallery of augmentation: the one, two and ten images that a network is shown of a photograph."""
+"""A gallery of augmentation: the one, two and ten images that a network is shown of a photograph.
 
+python -m fastdl.gallery [PATH]      default: gallery.png
+"""
+
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +63,7 @@ def _show(axes: Any, image: np.ndarray[Any, Any], title: str) -> None:
     axes.imshow(image)
     axes.set_title(title, fontsize=9, loc="left").set_in_layout(False)
     axes.set_axis_off()
+
+
+if __name__ == "__main__":
+    print(f"picture: {draw(sys.argv[1] if len(sys.argv) > 1 else 'gallery.png')}")

@@ -8,16 +8,22 @@ from fastdl import _library
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def matmul_reference(a: Tensor, b: Tensor) -> Tensor:
+def matmul_reference(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
     """Return c[..., m, n] = sum over k of a[..., m, k] b[..., k, n]."""
     return torch.matmul(a, b)
 
 
-def _fake(a: Tensor, b: Tensor) -> Tensor:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a change recompiles
+def float32_precision() -> int:
+    """Return how kernels multiply float32, by torch.set_float32_matmul_precision: 0 as float32, 1 rounded to tf32."""
+    return int(torch.get_float32_matmul_precision() != "highest")
+
+
+def _fake(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.size(-1)))
 
 
-GEMM = _library.define("gemm(Tensor a, Tensor b) -> Tensor", fake=_fake, reference=matmul_reference)
+GEMM = _library.define("gemm(Tensor a, Tensor b, int precision=0) -> Tensor", fake=_fake, reference=matmul_reference)
 
 
 class _Gemm(torch.autograd.Function):
@@ -26,7 +32,7 @@ class _Gemm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(a, b)
-        return GEMM(a, b)
+        return GEMM(a, b, float32_precision())
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
@@ -40,7 +46,7 @@ def gemm(a: Tensor, b: Tensor) -> Tensor:
     """Return the product of two matrices or of two equal batches of them; differentiable any number of times."""
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         return _Gemm.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
-    return GEMM(a, b)  # type: ignore[no-any-return]
+    return GEMM(a, b, float32_precision())  # type: ignore[no-any-return]
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -100,7 +106,9 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     """Return the matrix product of two tensors, with torch.matmul's rules for 1-d, 2-d and batched operands.
 
     input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
-    float32 (float64 for float64). CPU tensors, integers and complex numbers take torch's own kernels.
+    float32 (float64 for float64). On kernels torch.set_float32_matmul_precision("high" or "medium") rounds float32
+    operands to tf32; the default multiplies them as they are. CPU tensors, integers and complex numbers take torch's
+    own kernels.
     Raises RuntimeError as torch.matmul does.
     """
     if out is not None or not (input.is_cuda or GEMM.run is not GEMM.overload):

@@ -8,7 +8,7 @@ from fastdl import _library
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.dropout import apply as drop
 from fastdl.dropout import check_probability, is_ours
-from fastdl.gemm import FLOATING, autocast, has_kernel, product, transforms_active
+from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, product, transforms_active
 from fastdl.philox import keep_mask, new_seed
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -31,7 +31,7 @@ def _drop(input: Tensor, seed: Tensor | None, p: float) -> Tensor:
 
 def linear_reference(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None, activation: int,
-    p: float, save: bool,
+    p: float, save: bool, precision: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (dropout(activation(linear(input))) + residual, preactivation or nothing)."""
     preactivation = F.linear(input, weight, bias)
@@ -51,7 +51,7 @@ def linear_backward_reference(
     return grad, _rows(grad).sum(0) if bias else grad.new_empty(0)
 
 
-def _fake(input, weight, bias, residual, seed, activation, p, save):  # type: ignore[no-untyped-def]
+def _fake(input, weight, bias, residual, seed, activation, p, save, precision=0):  # type: ignore[no-untyped-def]
     output = input.new_empty((*input.shape[:-1], weight.size(0)))
     return output, torch.empty_like(output) if save else input.new_empty(0)
 
@@ -63,7 +63,7 @@ def _fake_backward(grad_output, saved, seed, activation, p, bias):  # type: igno
 
 FORWARD = _library.define(
     "linear_forward(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, int activation, "
-    "float p, bool save) -> (Tensor, Tensor)",
+    "float p, bool save, int precision=0) -> (Tensor, Tensor)",
     fake=_fake,
     reference=linear_reference,
 )
@@ -80,7 +80,9 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, input, weight, bias, residual, seed, activation, p):  # type: ignore[no-untyped-def]
         from_output = activation in _SIGNED and residual is None
         save = activation is not None and not from_output
-        output, preactivation = FORWARD(input, weight, bias, residual, seed, CODES[activation], p, save)
+        output, preactivation = FORWARD(
+            input, weight, bias, residual, seed, CODES[activation], p, save, float32_precision()
+        )
         saved = output if from_output else preactivation if save else None
         ctx.save_for_backward(input, weight, bias, seed, saved)
         ctx.activation, ctx.p = activation, p
@@ -160,7 +162,7 @@ def linear(
     seed = new_seed(input.device) if p > 0 else None
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
-    return FORWARD(*operands, residual, seed, CODES[activation], p, False)[0]  # type: ignore[no-any-return]
+    return FORWARD(*operands, residual, seed, CODES[activation], p, False, float32_precision())[0]  # type: ignore[no-any-return]
 
 
 def _plain(input: Tensor, activation: str | None, p: float, residual: Tensor | None) -> Tensor:

@@ -487,3 +487,33 @@ def test_torchs_tools_know_the_modules(name):
         assert list(fused.named_children()) == []
         with pytest.raises(RuntimeError, match=rf"convert_sync_batchnorm: {name}\(3.* fuses what .* build it without"):
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(torch.nn.Sequential(fused))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_replayed_graphs_move_the_statistics_and_draw_anew():
+    module, x = fnn.BatchNorm2d(8, dropout=0.5, device="cuda"), torch.randn(4, 8, 9, 9, device="cuda")
+    with torch.no_grad():
+        module(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = module(x)
+    batches, mean = module.num_batches_tracked.item(), module.running_mean.clone()
+    graph.replay()
+    first = y.clone()
+    graph.replay()
+    assert module.num_batches_tracked.item() == batches + 2
+    assert not torch.equal(module.running_mean, mean)
+    assert not torch.equal(first, y)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 40 << 30, reason="needs 40 GB on a GPU"
+)
+def test_more_than_32_bits_of_elements():
+    x = torch.empty(2, 4, 2**29 + 8, dtype=torch.bfloat16, device="cuda")
+    for c in range(4):
+        x[:, c, ::2], x[:, c, 1::2] = c - 1, c + 1
+    y = fF.batch_norm(x, None, None, training=True)
+    assert y[:, :, ::2].eq(-1).all()
+    assert y[:, :, 1::2].eq(1).all()

@@ -1,6 +1,7 @@
 """The batch norm kernels on their own: every regime on small devices, traffic, launches, repeatability."""
 
 import ctypes
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -33,7 +34,9 @@ def library(emulated_library):
     library.fastdl_emulator_kernels.restype = ctypes.c_char_p
     yield library
     library.fastdl_emulator_device(*DEVICES["block"])
-    library.fastdl_emulator_settings(0, 0, 0)
+    order = ("forward", "reverse", "random").index(os.environ.get("FASTDL_ORDER", "forward"))
+    completion = ("eager", "lazy", "random").index(os.environ.get("FASTDL_COMPLETION", "eager"))
+    library.fastdl_emulator_settings(order, completion, int(os.environ.get("FASTDL_SEED", "0")))
 
 
 def plan(shape, dtype, operands, device, *, reduces=True):

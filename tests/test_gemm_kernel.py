@@ -145,3 +145,37 @@ def test_nothing_is_read_twice_from_memory_that_a_tile_holds(library):
     assert (launches, tile) == (1, 128)
     assert read == (m // tile) * (n // tile) * 2 * tile * k * 2
     assert written == m * n * 2
+
+
+@pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt"])
+@pytest.mark.parametrize("device", ["large tiles", "small tiles"])
+def test_tf32_on_request(library, device, layouts):
+    """Small integers are exact in tf32's 11 bits; other numbers are rounded once, to nearest."""
+    m, n, k = 137, 66, 35
+    a, b = integers(m, k, dtype=torch.float32), integers(k, n, dtype=torch.float32)
+    on_device(library, device)
+    views = laid_out(a, layouts[0]), laid_out(b, layouts[1])
+    assert torch.equal(torch.ops.fastdl_emulated.gemm(*views, 1), a @ b)
+    assert "mma_kernel" in counters(library)[3]
+    x = torch.randn(m, k)
+    rounded = ((x.view(torch.int32) + 0xFFF + (x.view(torch.int32) >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+    c = torch.ops.fastdl_emulated.gemm(laid_out(x, layouts[0]), laid_out(b, layouts[1]), 1)
+    exact = x.double() @ b.double()
+    assert (c - rounded.double() @ b.double()).abs().max() <= 2 * k * 4 * 2**-11  # ties may go either way
+    assert (c - exact).abs().max() <= (x.abs().double() @ b.abs().double()).max() * 2**-11
+
+
+def test_torchs_setting_chooses(library):
+    from fastdl import _library, matmul
+
+    a = torch.randn(70, 70)
+    previous = torch.get_float32_matmul_precision()
+    on_device(library, "large tiles")
+    try:
+        for setting, kernel in (("highest", "simt_kernel"), ("high", "mma_kernel"), ("medium", "mma_kernel")):
+            torch.set_float32_matmul_precision(setting)
+            with _library.use("emulated"):
+                matmul(a, a)
+            assert kernel in counters(library)[3]
+    finally:
+        torch.set_float32_matmul_precision(previous)

@@ -13,10 +13,4 @@ size_t backward_workspace(const BackwardArguments& arguments);
 const char* forward(const ForwardArguments& arguments, void* workspace, void* stream);
 const char* backward(const BackwardArguments& arguments, void* workspace, void* stream);
 
-// The same for channels_last, which the four above call (api_rows.cu).
-size_t rows_forward_workspace(const ForwardArguments& arguments);
-size_t rows_backward_workspace(const BackwardArguments& arguments);
-const char* rows_forward(const ForwardArguments& arguments, void* workspace, void* stream);
-const char* rows_backward(const BackwardArguments& arguments, void* workspace, void* stream);
-
 }  // namespace fastdl::batch_norm

@@ -65,27 +65,44 @@ struct Constants {
 
 // The end of a channel -------------------------------------------------------------------------------------
 
-// The constants of a channel with these statistics. Where `writes`, which is one thread a channel, saves them
-// and moves the running ones; the batch counter is only read: see advance_counter.
+FASTDL_DEVICE double batch_invstd(const ForwardArguments& a, double m2) {
+  const double count = double(a.size.count());
+  return rsqrt((count > 0 ? m2 / count : 1) + a.eps);
+}
+
+// The constants of a channel with these statistics.
 template <class acc_t>
-FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2,
-                                              bool writes = true) {
-  const double count = double(a.size.count()), invstd = 1 / sqrt((count > 0 ? m2 / count : 1) + a.eps);
-  if (writes && a.running_mean.data && count > 0) {
+FASTDL_DEVICE Constants<acc_t> batch_constants(const ForwardArguments& a, double mean, double m2,
+                                               double weight, double bias) {
+  return Constants<acc_t>::of(mean, batch_invstd(a, m2), weight, bias);
+}
+
+// Saves the statistics for the backward and moves the running ones; one thread a channel. The batch counter
+// is only read: see advance_counter.
+FASTDL_DEVICE void keep_statistics(const ForwardArguments& a, int64_t c, double mean, double m2) {
+  const double count = double(a.size.count());
+  if (a.running_mean.data && count > 0) {
     const double factor = a.cumulative ? 1 / double(*a.num_batches_tracked + 1) : a.momentum;
     write_channel(a.running_mean, c, (1 - factor) * read_channel(a.running_mean, c, 0) + factor * mean);
     write_channel(a.running_var, c,
                   (1 - factor) * read_channel(a.running_var, c, 1) + factor * (m2 / (count - 1)));
   }
-  if (writes) a.save_mean[c] = mean, a.save_invstd[c] = invstd;
-  return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
+  a.save_mean[c] = mean, a.save_invstd[c] = batch_invstd(a, m2);
+}
+
+// Both, where `writes`.
+template <class acc_t>
+FASTDL_DEVICE Constants<acc_t> finish_forward(const ForwardArguments& a, int64_t c, double mean, double m2,
+                                              bool writes = true) {
+  if (writes) keep_statistics(a, c, mean, m2);
+  return batch_constants<acc_t>(a, mean, m2, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
 }
 
 // The constants in evaluation, from the running statistics; where `writes`, saves these for the backward.
 template <class acc_t>
 FASTDL_DEVICE Constants<acc_t> evaluation_constants(const ForwardArguments& a, int64_t c, bool writes) {
   const double mean = read_channel(a.running_mean, c, 0);
-  const double invstd = 1 / sqrt(read_channel(a.running_var, c, 1) + a.eps);
+  const double invstd = rsqrt(read_channel(a.running_var, c, 1) + a.eps);
   if (writes) a.save_mean[c] = mean, a.save_invstd[c] = invstd;
   return Constants<acc_t>::of(mean, invstd, read_channel(a.weight, c, 1), read_channel(a.bias, c, 0));
 }
@@ -127,6 +144,19 @@ FASTDL_DEVICE Correction<acc_t> finish_backward(const BackwardArguments& a, int6
 
 // Statistics of a run --------------------------------------------------------------------------------------
 
+// Two parts joined; either may be empty. As MergeMoments, without its division of doubles: the weight of a
+// difference need not be more exact than the values.
+template <class acc_t>
+struct MergeRuns {
+  FASTDL_DEVICE Moments<double> operator()(const Moments<double>& a, const Moments<double>& b) const {
+    if (a.count == 0) return b;
+    if (b.count == 0) return a;
+    const double count = a.count + b.count, delta = b.mean - a.mean;
+    const double weight = double(acc_t(b.count) * reciprocal(acc_t(count)));
+    return {count, a.mean + delta * weight, a.m2 + b.m2 + delta * delta * a.count * weight};
+  }
+};
+
 // Joins the values x(0) ... x(kCount - 1), in registers, whose bit in `valid` is set. They are shifted by the
 // mean so far, at first by one of them: a large mean costs no digits, squares exceed those about the mean by
 // a small factor, and a constant is exact. Where squares overflow, again at 2^-70 the size.
@@ -167,15 +197,7 @@ FASTDL_DEVICE void add_run(Moments<double>& total, F x, uint32_t valid) {
   const double mean = double(shift) + double(sum * share) * size;
   const double m2 = double(squares - sum * sum * share) * size * size;
   const Moments<double> run{count, mean, m2 < 0 ? 0 : m2};  // NaN stays
-  if (total.count == 0) {
-    total = run;
-    return;
-  }
-  const double before = total.count, delta = mean - total.mean;
-  total.count += count;
-  const double weight = double(acc_t(count) * reciprocal(acc_t(total.count)));
-  total.mean += delta * weight;  // whose weight need not be more exact than the values
-  total.m2 += run.m2 + delta * delta * weight * before;
+  total = MergeRuns<acc_t>()(total, run);
 }
 
 // Vectors --------------------------------------------------------------------------------------------------

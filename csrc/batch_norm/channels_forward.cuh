@@ -69,6 +69,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
+  FASTDL_SHARED(totals, Moments<double>[kMaxPack]);
+  static_assert(sizeof constants + sizeof totals + (kThreads / kWarpSize + 1) * sizeof(Moments<double>) <=
+                plan_detail::kStatic);
   auto* slots = reinterpret_cast<Packet*>(memory);
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   Team team(plan, workspace);
@@ -80,6 +83,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int channels = int(min(int64_t(plan.pack), a.size.c - c0));
     const Rows<kSize> rows(a.size, c0, channels, plan.vectors);
     ptx::copy_async_commit();
+    acc_t weight = 1, bias = 0;  // of the channel that this thread will finish
+    const int mine = team.finishes();
+    if (mine < channels) {
+      weight = acc_t(read_channel(a.weight, c0 + mine, 1)), bias = acc_t(read_channel(a.bias, c0 + mine, 0));
+    }
     ptx::copy_async_wait<0>();
     Moments<double> moments;
     if constexpr (!kPacked) {  // threads read back what they fetched themselves
@@ -93,13 +101,17 @@ __global__ void __launch_bounds__(kThreads, 2)
           channel, 0, int(a.size.n * plan.channel_vectors), thread % group, group,
           [&](int, const Place& p) { return load(slots + int(p.n * rows.vectors + rows.vector_of(p))); });
     }
-    team.reduce(moments, MergeMoments(), [&](int j, const Moments<double>& m) {
-      if (j < channels) constants[j] = finish_forward<acc_t>(a, c0 + j, m.mean, m.m2, team.rank == 0);
+    team.reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int j, const Moments<double>& m) {
+      if (j >= channels) return;
+      constants[j] = batch_constants<acc_t>(a, m.mean, m.m2, double(weight), double(bias)), totals[j] = m;
     });
     const Refill<scalar_t> refill(a.size, plan, pack, count, a.input, slots);
     apply_forward<kPacked ? 1 : 2, scalar_t, kPacked>(
         a, rows, c0, channels, first, count, constants, [&](int i, const Place&) { return load(slots + i); },
         refill);
+    if (team.rank == 0 && thread < channels) {  // last: nobody waits for it
+      keep_statistics(a, c0 + thread, totals[thread].mean, totals[thread].m2);
+    }
   }
   if (blockIdx.x == 0 && thread == 0 && !a.cumulative) advance_counter(a);
   team.leave();
@@ -117,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int count = int(min(plan.slots - first, int64_t(plan.share)));
   const auto moments = gather_moments<scalar_t>(rows, first, count, int(threadIdx.x), int(blockDim.x),
                                                 [&](int, const Place& p) { return input.read(p); });
-  team.reduce(moments, MergeMoments(), [&](int, const Moments<double>& m) {
+  team.reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int, const Moments<double>& m) {
     publish(partials + int64_t(blockIdx.x) * Team::kExchange, m);
   });
 }
@@ -137,9 +149,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     Moments<double> moments = Moments<double>::none();
     for (int i = int(threadIdx.x); i < plan.team; i += int(blockDim.x)) {
       const double* slot = partials + (pack * plan.team + i) * Team::kExchange;
-      moments = MergeMoments()(moments, published<Moments<double>>(slot));
+      moments = MergeRuns<accumulator_t<scalar_t>>()(moments, published<Moments<double>>(slot));
     }
-    team.reduce(moments, MergeMoments(), [&](int, const Moments<double>& m) {
+    team.reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int, const Moments<double>& m) {
       constants[0] = finish_forward<acc_t>(a, c0, m.mean, m.m2, rank == 0);
     });
   } else {

@@ -90,7 +90,7 @@ Tensor new_output(const Tensor& input, const BatchNormLayout& layout) {
                               layout.format);
 }
 
-// Until rows_forward and rows_backward exist.
+// The kernels write contiguous tensors, and read any strides: channels_last results are copies of theirs.
 BatchNormLayout kernel_layout(const Tensor& input) {
   BatchNormLayout layout(input);
   layout.channels_last = false, layout.format = torch::headeronly::MemoryFormat::Contiguous;

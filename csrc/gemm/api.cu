@@ -14,14 +14,8 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
   switch (plan.family) {
     case kSimt:
       return launch_simt(problem, plan, workspace, stream);
-    case kGemv:
-      return launch_gemv(problem, plan, workspace, stream);
     case kMma:
       return launch_mma(problem, plan, workspace, stream);
-    case kHopper:
-      return launch_hopper(problem, plan, workspace, stream);
-    case kHopperEmulate:
-      return launch_hopper_emulate(problem, plan, workspace, stream);
   }
   return "unknown family";
 }

@@ -11,7 +11,7 @@ constexpr int kBackwardThreads = 256, kBackwardColumns = 8;
 // A block takes `lanes` threads' columns (8 each) of `rows_per_block` rows, 256 / lanes rows at a time.
 // partial: (row blocks, n) or null.
 template <class scalar_t>
-__global__ void __launch_bounds__(kBackwardThreads)
+__global__ void __launch_bounds__(kBackwardThreads, 2)
     activation_backward_kernel(const __grid_constant__ ActivationBackward p, int lanes,
                                int64_t rows_per_block, int64_t column_blocks,
                                accumulator_t<scalar_t>* partial) {

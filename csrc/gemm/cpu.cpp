@@ -12,7 +12,7 @@ using namespace fastdl::gemm;
 
 namespace {
 
-constexpr const char* kFamilies[] = {"simt", "gemv", "mma", "hopper", "hopper_emulate"};
+constexpr const char* kFamilies[] = {"simt", "mma"};
 
 // "n": k is the dimension of stride 1 of a, or n of b; "t": the other; "s": neither.
 Matrix matrix_of(char layout, int64_t rows, int64_t columns) {
@@ -41,7 +41,7 @@ py::dict gemm_plan(int64_t batch, int64_t m, int64_t n, int64_t k, const std::st
   align(p);
   const Plan found = plan(p, {multiprocessors, capability, shared_bytes});
   py::dict result;
-  result["family"] = kFamilies[found.family], result["config"] = found.config;
+  result["family"] = kFamilies[found.family];
   result["tile"] = py::make_tuple(found.tile_m, found.tile_n, found.tile_k);
   result["splits"] = found.splits, result["workspace_bytes"] = found.workspace_bytes;
   return result;
@@ -52,7 +52,7 @@ std::vector<std::array<int64_t, 6>> gemm_tiles(int64_t batch, int64_t m, int64_t
                                                int tile_n, int tile_k, int splits) {
   Problem p{};
   p.m = m, p.n = n, p.k = k, p.batch = batch;
-  const TileGrid grid = tile_grid(p, {kSimt, 0, tile_m, tile_n, tile_k, splits, 0});
+  const TileGrid grid = tile_grid(p, {kSimt, tile_m, tile_n, tile_k, splits, 0});
   std::vector<std::array<int64_t, 6>> all;
   for (int64_t block = 0; block < grid.blocks(); ++block) {
     const TileWork w = tile_work(grid, block, k, tile_k);

@@ -93,8 +93,8 @@ Problem problem_of(const char* op, const Tensor& a, const Tensor& b, const Matri
 
 }  // namespace
 
-// a (M, K) or (B, M, K), b (K, N) or (B, K, N), any strides -> (M, N) or (B, M, N).
-Tensor gemm(const Tensor& a, const Tensor& b) {
+// a (M, K) or (B, M, K), b (K, N) or (B, K, N), any strides -> (M, N) or (B, M, N). precision: of float32.
+Tensor gemm(const Tensor& a, const Tensor& b, int64_t precision) {
   const int64_t d = a.dim();
   STD_TORCH_CHECK((d == 2 || d == 3) && b.dim() == d,
                   "gemm: a and b must be two matrices or two batches, got ", d, " and ", b.dim(),
@@ -108,6 +108,7 @@ Tensor gemm(const Tensor& a, const Tensor& b) {
   if (d == 3) shape.insert(shape.begin(), a.size(0));
   Tensor output = torch::stable::new_empty(a, shape);
   Problem p = problem_of("gemm", a, b, matrix(b), b.size(d - 1), output);
+  p.precision = Precision(precision);
   run("gemm", p, a);
   return output;
 }
@@ -118,7 +119,7 @@ Tensor gemm(const Tensor& a, const Tensor& b) {
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight,
                                           const optional<Tensor>& bias, const optional<Tensor>& residual,
                                           const optional<Tensor>& seed, int64_t activation, double p,
-                                          bool save) {
+                                          bool save, int64_t precision) {
   constexpr const char* kOp = "linear";
   STD_TORCH_CHECK(input.dim() >= 1 && weight.dim() == 2 && input.size(input.dim() - 1) == weight.size(1),
                   "linear: weight must have shape (out_features, input.size(-1))");
@@ -137,6 +138,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   Tensor preactivation = save ? torch::stable::new_empty(input, shape) : torch::stable::new_empty(input, {0});
   const Tensor rows = as_rows(input);
   Problem problem = problem_of(kOp, rows, weight, matrix(weight).transposed(), n, output);
+  problem.precision = Precision(precision);
   Epilogue& e = problem.epilogue;
   e.activation = int32_t(activation);
   optional<Tensor> packed_bias, packed_residual;

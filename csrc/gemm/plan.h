@@ -1,7 +1,7 @@
 // Which kernel takes a product, and how it is cut: a pure function of sizes, layouts and device.
 #pragma once
 #include <algorithm>
-#include "gemm/plan_hopper.h"
+#include "gemm/plan_types.h"
 #include "gemm/split.h"
 
 namespace fastdl::gemm {
@@ -41,7 +41,6 @@ inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 
 inline Plan plan(const Problem& p, const Machine& machine) {
   using namespace plan_detail;
   Plan found{};
-  if (machine.capability >= 90 && machine.capability < 100 && plan_hopper(p, machine, &found)) return found;
   const bool words = p.dtype == kFloat32, wide = p.dtype == kFloat64, halves = !words && !wide;
   const bool tensor_cores = machine.capability >= 80 && has_unit_stride(p.a) && has_unit_stride(p.b) &&
                             (halves || (words && p.precision == kHigh));
@@ -58,13 +57,8 @@ inline Plan plan(const Problem& p, const Machine& machine) {
       const double cost = cycles(p, machine, from[i], splits);
       if (found.tile_m > 0 && cost >= best) continue;
       best = cost;
-      found = {from[i].family,
-               0,
-               from[i].tile,
-               from[i].tile,
-               from[i].depth,
-               splits,
-               split_workspace_bytes(p, splits)};
+      found = {from[i].family, from[i].tile, from[i].tile,
+               from[i].depth,  splits,       split_workspace_bytes(p, splits)};
     }
   }
   return found;

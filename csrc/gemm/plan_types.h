@@ -11,16 +11,12 @@ struct Machine {
 };
 
 enum Family : uint8_t {
-  kSimt,           // anything
-  kGemv,           // few rows or few columns
-  kMma,            // sm_80: cp.async, ldmatrix, mma.sync
-  kHopper,         // sm_90a: TMA, wgmma
-  kHopperEmulate,  // sm_90a: float32 as bfloat16 terms
+  kSimt,  // anything
+  kMma,   // sm_80: cp.async, ldmatrix, mma.sync
 };
 
 struct Plan {
   Family family;
-  int config;                  // row of the family's own table
   int tile_m, tile_n, tile_k;  // of a block; tile_m rows make one partial of column sums and moments
   int splits;                  // of k; their sums are added in order
   int64_t workspace_bytes;     // device memory for the launch, aligned to 256 bytes, contents undefined

@@ -7,9 +7,8 @@ namespace fastdl::gemm {
 
 enum Dtype : uint8_t { kFloat32, kFloat64, kFloat16, kBfloat16 };
 
-// How float32 operands are multiplied: true float32 FMA; one tf32 product; three bfloat16 terms, six
-// products.
-enum Precision : uint8_t { kHighest, kHigh, kEmulated };
+// How float32 operands are multiplied: as they are, by fused multiply-adds; rounded to tf32.
+enum Precision : uint8_t { kHighest, kHigh };
 
 // Strides in elements, any sign, zero and overlaps included.
 struct Matrix {

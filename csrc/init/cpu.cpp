@@ -5,7 +5,7 @@
 #elif defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
-#include "init/rule.h"
+#include "init/layout.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -23,8 +23,6 @@ namespace {
 
 constexpr int64_t kBlock = 1024;     // elements whose random words fit L1
 constexpr int64_t kGrain = 1 << 14;  // elements a thread takes at least
-constexpr int64_t kParameters = 6;   // per tensor
-constexpr int64_t kMaxDims = 8;
 
 FASTDL_CLONES void random_words(uint64_t key, uint64_t counter, int64_t calls, uint32_t* words) {
   for (int64_t i = 0; i < calls; ++i) {
@@ -77,64 +75,17 @@ void fill_run(scalar_t* data, int64_t stride, uint64_t key, uint64_t index, int6
   }
 }
 
-// A tensor as rows of its last dimension; element (i, j, ...) has global index offset + i steps[0] + j
-// steps[1] + ...
-struct Layout {
-  int64_t dim = 0, rows = 1, width = 1;
-  int64_t size[kMaxDims], stride[kMaxDims], step[kMaxDims];
-
-  Layout(const Tensor& tensor, const int64_t* steps) {
-    for (int64_t d = 0; d < tensor.dim(); ++d) {
-      const int64_t n = tensor.size(d);
-      if (n == 1) continue;
-      if (dim > 0 && stride[dim - 1] == n * tensor.stride(d) && step[dim - 1] == n * steps[d]) {
-        size[dim - 1] *= n, stride[dim - 1] = tensor.stride(d), step[dim - 1] = steps[d];
-      } else {
-        size[dim] = n, stride[dim] = tensor.stride(d), step[dim] = steps[d], ++dim;
-      }
-    }
-    if (dim == 0 || step[dim - 1] != 1) size[dim] = 1, stride[dim] = 1, step[dim] = 1, ++dim;
-    width = size[dim - 1];
-    for (int64_t d = 0; d < dim - 1; ++d) rows *= size[d];
-  }
-
-  // Calls f(memory offset, index offset, count) for the elements [begin, end) in logical order, row by row.
-  template <class F>
-  void for_each_run(int64_t begin, int64_t end, F&& f) const {
-    while (begin < end) {
-      int64_t row = begin / width, memory = begin % width * stride[dim - 1], index = begin % width;
-      const int64_t count = std::min(end - begin, width - begin % width);
-      for (int64_t d = dim - 2; d >= 0; --d) {
-        memory += row % size[d] * stride[d], index += row % size[d] * step[d], row /= size[d];
-      }
-      f(memory, index, count);
-      begin += count;
-    }
-  }
-};
-
 }  // namespace
 
 // tensors: any layout. Per tensor: a key, the global index of its first element, six parameters, and, one
 // after the other in `steps`, how far the global index moves along each dimension. In place; nothing is read.
 void init_cpu(std::vector<Tensor> tensors, std::vector<int64_t> distributions, std::vector<double> parameters,
               std::vector<int64_t> keys, std::vector<int64_t> offsets, std::vector<int64_t> steps) {
-  const size_t n = tensors.size();
-  int64_t dims = 0;
-  for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(tensor.dim() < kMaxDims, "init: tensors must have fewer than 8 dimensions, got ",
-                    tensor.dim());
-    dims += tensor.dim();
-  }
-  STD_TORCH_CHECK(
-      distributions.size() == n && keys.size() == n && offsets.size() == n &&
-          parameters.size() == n * kParameters && int64_t(steps.size()) == dims,
-      "init: needs one distribution, key and offset and six parameters per tensor, one step per dimension");
+  check_lists(tensors, distributions, parameters, keys, offsets, steps);
   const int64_t* step = steps.data();
-  for (size_t t = 0; t < n; ++t) {
+  for (size_t t = 0; t < tensors.size(); ++t) {
     Tensor& tensor = tensors[t];
-    InitRule rule{Distribution(distributions[t]), {}};
-    std::copy_n(parameters.data() + t * kParameters, kParameters, rule.parameter);
+    const InitRule rule = rule_of(distributions[t], parameters.data() + t * kParameters);
     const Layout layout(tensor, step);
     step += tensor.dim();
     const uint64_t key = uint64_t(keys[t]), offset = uint64_t(offsets[t]);

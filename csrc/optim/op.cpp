@@ -76,15 +76,6 @@ Tensor bytes_like(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {&bytes, 1}, ScalarType::Byte);
 }
 
-// Brings host memory to the device in stream order; the host may reuse it at once.
-void upload(Tensor target, void* source, int64_t bytes) {
-  const int64_t stride = 1;
-  const Tensor host =
-      torch::stable::from_blob(source, {&bytes, 1}, {&stride, 1},
-                               torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
-  torch::stable::copy_(target, host, true);
-}
-
 template <class T>
 const T* pointer(const optional<Tensor>& t, ScalarType dtype, const char* name) {
   if (!t) return nullptr;
