@@ -1,7 +1,7 @@
 """A training loop whose loader is slow: what of its time remains beside the steps, with and without the Prefetcher.
 
 A loader reads from a deliberately slow disk (it sleeps) or works (it augments a batch); the step is a small network's
-forward, backward and update. The arm "steps alone" has its batches at hand: nothing can be faster.
+forward, backward and update.
 """
 
 import time
@@ -64,7 +64,6 @@ def test_slow_disk(compare, milliseconds):
         arms={
             "fastdl": lambda x: training(Prefetcher(Loader(x, seconds), DEVICE)),
             "torch": lambda x: training(Loader(x, seconds)),
-            "steps alone": lambda x: training([x.to(DEVICE)] * BATCHES),
         },
         bytes=BATCHES * images.nbytes,
     )  # fmt: skip
@@ -84,7 +83,6 @@ def test_augmenting_loader(compare):
         arms={
             "fastdl": lambda x: training(Prefetcher(Augmenting(x, 0.001), DEVICE)),
             "torch": lambda x: training(Augmenting(x, 0.001)),
-            "steps alone": lambda x: training([x.to(DEVICE).float() / 255] * BATCHES),
         },
         bytes=BATCHES * images.nbytes,
     )  # fmt: skip
