@@ -39,12 +39,12 @@ def library(emulated_library):
     library.fastdl_emulator_settings(order, completion, int(os.environ.get("FASTDL_SEED", "0")))
 
 
-def plan(shape, dtype, operands, device, *, reduces=True):
+def plan(shape, dtype, operands, device, *, reduces=True, last=False):
     n, c, s = *shape[:2], torch.Size(shape[2:]).numel()
     multiprocessors, shared_bytes, capability = device
     packs = dtype != torch.float64
     return _C.batch_norm_plan(
-        n, c, s, dtype.itemsize, operands, reduces, packs, multiprocessors, shared_bytes, capability >= 90
+        n, c, s, dtype.itemsize, operands, reduces, packs, multiprocessors, shared_bytes, capability >= 90, last
     )
 
 
@@ -61,23 +61,31 @@ def counters(library):
     return *(c.value for c in counts), names
 
 
-def arguments(shape, dtype, *, residual, activation, p, training=True, mask=False):
+def arguments(shape, dtype, *, residual, activation, p, training=True, mask=False, last=False):
     C = shape[1]
     stats = dtype if dtype == torch.float64 else torch.float32
     x = (torch.randn(shape) * 2 + 3).to(dtype)
     z = torch.randn(shape).to(dtype) if residual else None
     seed = torch.tensor([1234567]) if p > 0 else None
     channel = [torch.randn(C, dtype=stats) for _ in range(3)] + [torch.rand(C, dtype=stats) + 0.5, torch.tensor(3)]
+    if last and x.dim() != 3:
+        x, z = in_rows(x), None if z is None else in_rows(z)
     return (x, z, *channel, seed, training, 0.1, 1e-5, activation, p, mask)
+
+
+def in_rows(x):
+    """The same values, channels last; of (N, C) itself."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 2 else x
 
 
 def cloned(args):
     return [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
 
 
-def compare(shape, dtype, *, residual=False, activation=0, p=0.0, training=True, mask=False):
+def compare(shape, dtype, *, residual=False, activation=0, p=0.0, training=True, mask=False, last=False):
     """Forward and backward of the kernels against the formulas."""
-    args = arguments(shape, dtype, residual=residual, activation=activation, p=p, training=training, mask=mask)
+    options = {"residual": residual, "activation": activation, "p": p, "training": training, "mask": mask}
+    args = arguments(shape, dtype, **options, last=last)
     ours, theirs = cloned(args), cloned(args)
     y, mean, invstd, bits = OPS.batch_norm_forward(*ours)
     expected = batch_norm_reference(*theirs)
@@ -92,6 +100,9 @@ def compare(shape, dtype, *, residual=False, activation=0, p=0.0, training=True,
         assert torch.equal(read_mask(bits, y)[passes], torch.ones_like(passes)[passes])
     x, z, weight, bias, seed = (args[i] for i in (0, 1, 2, 3, 7))
     grad = torch.randn(shape).to(dtype)
+    if last and x.dim() != 3:
+        assert y.stride() == x.stride()
+        grad = in_rows(grad)
     rest = (seed, training, 1e-5, activation, p, True, residual, True)
     back = OPS.batch_norm_backward(grad, x, None if mask else z, weight, bias, mean, invstd, bits, *rest)
     formula = batch_norm_backward_reference(grad, x, z, weight, bias, *expected[1:3], None, *rest)

@@ -1,0 +1,89 @@
+// Channels last: how the threads and blocks that share a slice of channels agree on its sums, always in the
+// same order.
+#pragma once
+#include "batch_norm/team.cuh"
+
+namespace fastdl::batch_norm {
+
+constexpr int kWarps = kThreads / kWarpSize;
+
+// A slice's totals, one thread a channel.
+template <class T, int kSize>
+class SliceTotals {
+ public:
+  static constexpr int kMaxSlice = 8 * kSize;
+  using Table = T[kWarps][kMaxSlice];
+
+  FASTDL_DEVICE SliceTotals(Team& team, Table& table)
+      : team_(team), plan_(team.plan), table_(table), thread_(int(threadIdx.x)) {}
+
+  // Reduces over the threads that hold the same vector of channels, values[j] being that of its element j,
+  // then over the team's blocks. done(k, total) is called by one thread for channel k of the slice;
+  // afterwards the block is synchronized. Where the plan streams, only the team's last block gets that far;
+  // it alone calls done, with the totals of all.
+  template <class F, class Done>
+  FASTDL_DEVICE void reduce(T (&values)[kSize], F merge, Done done) {
+    const int lanes = int(plan_.vectors), lane = thread_ % kWarpSize;
+    for_each<kSize>([&](int j) {
+      T value = values[j];
+      for (int offset = lanes; offset < kWarpSize; offset *= 2) {
+        const T other = shuffle_values(value, offset);
+        value = lane & offset ? merge(other, value) : merge(value, other);
+      }
+      if (lane < lanes) table_[thread_ / kWarpSize][lane * kSize + j] = value;
+    });
+    __syncthreads();
+    const bool finishes = thread_ < plan_.pack;
+    T total = over_rows(int(blockDim.x) / kWarpSize, merge);
+    if (plan_.regime == Regime::kCluster) {
+      __syncthreads();
+      if (finishes) table_[0][thread_] = total;
+      ptx::cluster_sync();
+      if (finishes) {
+        total = T::none();
+        for (int i = 0; i < plan_.team; ++i) {
+          total = merge(total, *ptx::map_shared(&table_[0][thread_], unsigned(i)));
+        }
+      }
+      ptx::cluster_arrive();  // leave() waits until nobody reads here any more
+    } else if (plan_.regime != Regime::kBlock) {
+      FASTDL_SHARED(goes_on, bool);
+      double* const round = team_.exchange();
+      if (finishes) publish(round + (team_.rank * plan_.pack + thread_) * Team::kExchange, total);
+      __syncthreads();
+      if (thread_ == 0) {
+        goes_on = team_.arrive() || plan_.regime == Regime::kGroup;
+        if (goes_on) team_.wait();
+      }
+      ++team_.rounds;
+      __syncthreads();
+      if (!goes_on) return;
+      const int rows = min(kWarps, int(blockDim.x) / plan_.pack), row = thread_ / plan_.pack;
+      total = T::none();
+      for (int i = row; row < rows && i < plan_.team; i += rows) {
+        const double* slot = round + (i * plan_.pack + thread_ % plan_.pack) * Team::kExchange;
+        total = merge(total, published<T>(slot));
+      }
+      if (row < rows) table_[row][thread_ % plan_.pack] = total;
+      __syncthreads();
+      total = over_rows(rows, merge);
+    }
+    if (finishes) done(thread_, total);
+    __syncthreads();
+  }
+
+ private:
+  template <class F>
+  FASTDL_DEVICE T over_rows(int rows, F merge) const {
+    T total = T::none();
+    for (int row = 0; row < rows && thread_ < plan_.pack; ++row) total = merge(total, table_[row][thread_]);
+    return total;
+  }
+
+  Team& team_;
+  const Plan& plan_;
+  Table& table_;
+  int thread_;
+};
+
+}  // namespace fastdl::batch_norm
