@@ -170,9 +170,20 @@ inline Plan plan_rows(const Sizes& size, int element_bytes, int operands, bool r
          ceil_div(size.c, lanes * vector) < device.multiprocessors) {
     lanes /= 2;
   }
-  p.pack = int32_t(lanes * vector), p.packs = ceil_div(size.c, p.pack);
-  p.vectors = p.channel_vectors = uint32_t(lanes), p.slots = rows * lanes;
-  return choose_regime(p, kOctet * lanes, 16 * operands, true, reduces, device);
+  const auto of_lanes = [&](int64_t count) {
+    p.pack = int32_t(count * vector), p.packs = ceil_div(size.c, p.pack);
+    p.vectors = p.channel_vectors = uint32_t(count), p.slots = rows * count;
+    return choose_regime(p, kOctet * count, 16 * operands, true, reduces, device);
+  };
+  const Plan wide = of_lanes(lanes);
+  // Half as wide, a slice may fit where a whole one must stream, and in groups fewer blocks wait for each
+  // other; 64 bytes are what memory gives at a time.
+  const bool large = wide.regime == Regime::kStream || (wide.regime == Regime::kGroup && wide.teams < 4);
+  if (large && lanes == kCacheLine / 16) {
+    const Plan narrow = of_lanes(lanes / 2);
+    if (narrow.regime != Regime::kStream) return narrow;
+  }
+  return wide;
 }
 
 }  // namespace fastdl::batch_norm

@@ -20,11 +20,12 @@ FASTDL_DEVICE void gather_column(const Column<scalar_t>& column, F read,
   const auto pass = [&](auto scaled) {
     for_each<kSize>([&](int j) { sum[j] = squares[j] = acc_t(0); });
 #pragma unroll 1
-    for (int row = column.group; row < column.count; row += kBatch * groups) {
+    for (int row = column.group + groups; row < column.count;
+         row += kBatch * groups) {  // the first adds nothing
       Packet packets[kBatch];
       FASTDL_UNROLL
       for (int b = 0; b < kBatch; ++b) {
-        packets[b] = row + b * groups < column.count ? read(row + b * groups) : first;  // adds nothing
+        packets[b] = row + b * groups < column.count ? read(row + b * groups) : first;  // neither does this
       }
       FASTDL_UNROLL
       for (int b = 0; b < kBatch; ++b) {

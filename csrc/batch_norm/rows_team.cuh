@@ -47,37 +47,66 @@ class SliceTotals {
       }
       ptx::cluster_arrive();  // leave() waits until nobody reads here any more
     } else if (plan_.regime != Regime::kBlock) {
-      FASTDL_SHARED(goes_on, bool);
+      FASTDL_SHARED(last, bool);
+      const bool answers = plan_.regime == Regime::kGroup;
       double* const round = team_.exchange();
       if (finishes) publish(round + (team_.rank * plan_.pack + thread_) * Team::kExchange, total);
       __syncthreads();
-      if (thread_ == 0) {
-        goes_on = team_.arrive() || plan_.regime == Regime::kGroup;
-        if (goes_on) team_.wait();
+      if (thread_ == 0) last = team_.arrive(answers);
+      __syncthreads();
+      if (last) {  // it alone reads what all have left, and leaves the sum where the first block's was
+        total = over_blocks(round, merge);
+        if (answers && finishes) publish(round + thread_ * Team::kExchange, total);
+        __syncthreads();
+        if (answers && thread_ == 0) team_.answer();
+      } else if (answers) {
+        if (thread_ == 0) team_.wait(answers);
+        __syncthreads();
+        if (finishes) total = published<T>(round + thread_ * Team::kExchange);
+      } else {
+        return;
       }
       ++team_.rounds;
-      __syncthreads();
-      if (!goes_on) return;
-      const int rows = min(kWarps, int(blockDim.x) / plan_.pack), row = thread_ / plan_.pack;
-      total = T::none();
-      for (int i = row; row < rows && i < plan_.team; i += rows) {
-        const double* slot = round + (i * plan_.pack + thread_ % plan_.pack) * Team::kExchange;
-        total = merge(total, published<T>(slot));
-      }
-      if (row < rows) table_[row][thread_ % plan_.pack] = total;
-      __syncthreads();
-      total = over_rows(rows, merge);
     }
     if (finishes) done(thread_, total);
     __syncthreads();
   }
 
  private:
+  // Of this thread's channel, over rows of the table.
   template <class F>
   FASTDL_DEVICE T over_rows(int rows, F merge) const {
     T total = T::none();
     for (int row = 0; row < rows && thread_ < plan_.pack; ++row) total = merge(total, table_[row][thread_]);
     return total;
+  }
+
+  // Over what the team's blocks have left. All threads call it: they share the blocks, several loads under
+  // way at once, and meet in the table.
+  template <class F>
+  FASTDL_DEVICE T over_blocks(const double* round, F merge) {
+    constexpr int kBatch = 8;
+    const int rows = min(kWarps, int(blockDim.x) / plan_.pack), row = thread_ / plan_.pack;
+    const int k = thread_ % plan_.pack;
+    T total = T::none();
+    for (int first = row; row < rows && first < plan_.team; first += kBatch * rows) {
+      T batch[kBatch];
+      FASTDL_UNROLL
+      for (int b = 0; b < kBatch; ++b) {
+        const int block = first + b * rows;
+        batch[b] =
+            block < plan_.team ? published<T>(round + (block * plan_.pack + k) * Team::kExchange) : T::none();
+      }
+      FASTDL_UNROLL
+      for (int width = 1; width < kBatch; width *= 2) {
+        FASTDL_UNROLL
+        for (int b = 0; b < kBatch; b += 2 * width) batch[b] = merge(batch[b], batch[b + width]);
+      }
+      total = merge(total, batch[0]);
+    }
+    if (row < rows) table_[row][k] = total;
+    __syncthreads();
+    return over_rows(rows, merge);
   }
 
   Team& team_;

@@ -73,15 +73,20 @@ struct Team {
     return arrival_bytes(plan) + plan.blocks() * 2 * plan.totals() * kExchange * int64_t(sizeof(double));
   }
 
-  // Reports that this block's values are in exchange(). Returns whether it was the team's last. One thread.
-  FASTDL_DEVICE bool arrive() {
+  // Reports that this block's values are in exchange(). Returns whether it was the team's last. One thread;
+  // where `answers`, the last block answers all by an arrival more.
+  FASTDL_DEVICE bool arrive(bool answers = false) {
     __threadfence();
-    return atomicAdd(static_cast<unsigned*>(workspace) + index, 1u) + 1 == (rounds + 1) * unsigned(plan.team);
+    return atomicAdd(arrivals(), 1u) + 1 == rounds * arrivals_of_round(answers) + unsigned(plan.team);
   }
-  // Waits until the whole team has come, then sees what its blocks wrote. The same thread.
-  FASTDL_DEVICE void wait() {
-    const unsigned all = (rounds + 1) * unsigned(plan.team);
-    spin_until([&] { return load_atomic(static_cast<unsigned*>(workspace) + index) >= all; });
+  FASTDL_DEVICE void answer() {
+    __threadfence();
+    atomicAdd(arrivals(), 1u);
+  }
+  // Waits for the whole team, and the answer; then sees what was written before. The same thread.
+  FASTDL_DEVICE void wait(bool answers = false) {
+    const unsigned all = (rounds + 1) * arrivals_of_round(answers);
+    spin_until([&] { return load_atomic(arrivals()) >= all; });
     __threadfence();
   }
 
@@ -135,6 +140,10 @@ struct Team {
   FASTDL_DEVICE void leave() const {
     if (plan.regime == Regime::kCluster) ptx::cluster_wait();
   }
+
+ private:
+  FASTDL_DEVICE unsigned* arrivals() const { return static_cast<unsigned*>(workspace) + index; }
+  FASTDL_DEVICE unsigned arrivals_of_round(bool answers) const { return unsigned(plan.team) + answers; }
 };
 
 }  // namespace fastdl::batch_norm
