@@ -24,7 +24,7 @@ DEVICES = {
 SHAPES = [(8, 3, 24, 24), (7, 5, 19, 17), (33, 4, 41), (2, 6, 700)]
 # As above, channels last; a slice's table of totals takes 12 KiB.
 ROW_DEVICES = {
-    "block": (132, 227 << 10, 80),
+    "block": (8, 227 << 10, 80),
     "cluster": (4, 60 << 10, 90),
     "group": (4, 100 << 10, 80),
     "stream": (2, 20 << 10, 80),
@@ -285,7 +285,7 @@ def moved(
 @pytest.mark.parametrize(("shape", "last"), [(SHAPES[0], False), (SHAPES[1], False), ((10, 40, 28, 28), True)], ids=str)
 def test_each_element_moves_as_often_as_it_must(library, regime, dtype, shape, last):
     """Resident: read once, written once. Streaming: statistics, then apply. A few percent more are per channel."""
-    more = 0.06 if last else 0.02
+    more = 0.12 if last else 0.02  # last: 24 bytes a channel of every block
     for extras in ({}, {"residual": True, "activation": 1, "mask": True, "p": 0.3}):
         extra, bit = (1, 1 / 8 / dtype.itemsize) if extras else (0, 0)
         for direction, found in enumerate(moved(library, regime, shape, dtype, last=last, **extras)):
@@ -293,7 +293,7 @@ def test_each_element_moves_as_often_as_it_must(library, regime, dtype, shape, l
             streams = plan(shape, dtype, 1 + direction, device, last=last)["regime"] == "stream"
             assert streams == (regime == "stream") or last
             launches, read, written, kernels = found
-            assert launches == 1 + streams
+            assert launches == 1 + streams * (2 if last else 1)
             assert kernels.count("kernel") == launches
             again = (8 * dtype.itemsize // 16) * 2  # an octet's byte is read with each of its vectors, by both passes
             expected = [(1 + streams + extra, 1 + bit), (2 + 2 * streams + bit * again, 1 + extra)][direction]

@@ -55,14 +55,10 @@ Plan plan_of(const Kernels<Arguments>& kernels, const Arguments& a) {
   return plan.blocks() <= room ? plan : plan_of(a, {limits().multiprocessors, 0, false});
 }
 
-// Whether blocks count their arrivals.
-bool counts(const Plan& plan) {
-  return plan.regime == Regime::kGroup || (plan.rows && plan.regime == Regime::kStream);
-}
-
 size_t workspace_of(const Plan& plan) {
-  if (counts(plan)) return size_t(Team::workspace_bytes(plan));
-  return plan.regime == Regime::kStream ? size_t(plan.blocks()) * Team::kExchange * sizeof(double) : 0;
+  const bool streams = plan.regime == Regime::kStream;
+  if (plan.regime == Regime::kGroup || (streams && plan.rows)) return size_t(Team::workspace_bytes(plan));
+  return streams ? size_t(plan.blocks()) * Team::kExchange * sizeof(double) : 0;
 }
 
 LaunchConfig config_of(const Plan& plan, void* stream) {
@@ -86,14 +82,24 @@ const char* run(const Arguments& a, void* workspace, void* stream) {
   }
   const LaunchConfig config = config_of(plan, stream);
   const bool packed = plan.pack > 1;
-  if (counts(plan)) {
-    const char* error = fill_zero(workspace, size_t(Team::arrival_bytes(plan)), stream);
-    if (error) return error;
+  switch (plan.regime) {
+    case Regime::kApply:
+      return launch(kernels.apply[packed], config, a, plan, nullptr);
+    case Regime::kStream: {
+      const char* error = launch(kernels.sums, config, a, plan, workspace);
+      if (!error && plan.rows) {
+        LaunchConfig channels = config;
+        channels.grid = dim3(unsigned(plan.packs * plan.pack)), channels.block = dim3(kThreads);
+        error = launch(kernels.merge, channels, a, plan, workspace);
+      }
+      return error ? error : launch(kernels.apply[packed], config, a, plan, workspace);
+    }
+    case Regime::kGroup:
+      if (const char* error = fill_zero(workspace, size_t(Team::arrival_bytes(plan)), stream)) return error;
+      [[fallthrough]];
+    default:
+      return launch(kernels.resident[packed], config, a, plan, workspace);
   }
-  if (plan.regime == Regime::kApply) return launch(kernels.apply[packed], config, a, plan, nullptr);
-  if (plan.regime != Regime::kStream) return launch(kernels.resident[packed], config, a, plan, workspace);
-  const char* error = launch(kernels.sums, config, a, plan, workspace);
-  return error ? error : launch(kernels.apply[packed], config, a, plan, workspace);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ Kernels<ForwardArguments> channel_forward_kernels(Dtype dtype) {
     using scalar_t = decltype(zero);
     return {{channel_forward_kernel<scalar_t, false>, channel_forward_kernel<scalar_t, true>},
             channel_moments_kernel<scalar_t>,
+            nullptr,
             {channel_apply_kernel<scalar_t, false>, channel_apply_kernel<scalar_t, true>}};
   });
 }
@@ -19,6 +20,7 @@ Kernels<BackwardArguments> channel_backward_kernels(Dtype dtype) {
     using scalar_t = decltype(zero);
     return {{channel_backward_kernel<scalar_t, false>, channel_backward_kernel<scalar_t, true>},
             channel_sums_kernel<scalar_t>,
+            nullptr,
             {channel_apply_backward_kernel<scalar_t, false>, channel_apply_backward_kernel<scalar_t, true>}};
   });
 }

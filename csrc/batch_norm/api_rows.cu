@@ -10,6 +10,7 @@ Kernels<ForwardArguments> row_forward_kernels(Dtype dtype) {
     using scalar_t = decltype(zero);
     return {{rows_forward_kernel<scalar_t>, rows_forward_kernel<scalar_t>},
             rows_moments_kernel<scalar_t>,
+            rows_merge_kernel<ForwardArguments, Moments<double>, MergeRuns<accumulator_t<scalar_t>>>,
             {rows_apply_kernel<scalar_t>, rows_apply_kernel<scalar_t>}};
   });
 }
@@ -19,6 +20,7 @@ Kernels<BackwardArguments> row_backward_kernels(Dtype dtype) {
     using scalar_t = decltype(zero);
     return {{rows_backward_kernel<scalar_t>, rows_backward_kernel<scalar_t>},
             rows_sums_kernel<scalar_t>,
+            rows_merge_kernel<BackwardArguments, Sums, AddSums>,
             {rows_apply_backward_kernel<scalar_t>, rows_apply_backward_kernel<scalar_t>}};
   });
 }

@@ -6,12 +6,12 @@
 
 namespace fastdl::batch_norm {
 
-// Contiguous: for single channels, and for packs of short rows. The last parameter is the workspace; apply
-// gets none where nothing was summed before it.
+// Contiguous, [0] for single channels and [1] for packs of short rows. The last parameter is the workspace;
+// apply gets none where nothing was summed before it.
 template <class Arguments>
 struct Kernels {
   using Kernel = void (*)(Arguments, Plan, void*);
-  Kernel resident[2], sums, apply[2];
+  Kernel resident[2], sums, merge, apply[2];  // merge: channels last
 };
 
 Kernels<ForwardArguments> channel_forward_kernels(Dtype dtype);

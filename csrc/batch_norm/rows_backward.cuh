@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<scalar_t>)
   team.leave();
 }
 
-// Two reads, first half; the last block of a slice leaves its sums as rows_moments_kernel does.
+// Two reads, first half: every block's sums.
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, 2)
     rows_sums_kernel(const __grid_constant__ BackwardArguments a, const __grid_constant__ Plan plan,
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   BehindRows<scalar_t>(a, plan.positions, column, constants)
       .template sum<2>([&](int row, Packet& g, Packet& x) { g = grad.read(row), x = input.read(row); }, sums);
   Totals(team, table).reduce(sums, AddSums(), [&](int k, const Sums& total) {
-    publish(team.exchange() + k * Team::kExchange, total);
+    publish(team.exchange() + (team.rank * plan.pack + k) * Team::kExchange, total);
   });
 }
 

@@ -131,8 +131,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   team.leave();
 }
 
-// Two reads, first half. The last block of a slice leaves its moments where Team::exchange begins a second
-// round.
+// Two reads, first half: every block's moments.
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, 2)
     rows_moments_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
@@ -146,8 +145,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   Moments<double> moments[kSize];
   gather_column(column, [&](int row) { return input.read(row); }, moments);
   Totals(team, table)
-      .reduce(moments, MergeRuns<accumulator_t<scalar_t>>(),
-              [&](int k, const Moments<double>& m) { publish(team.exchange() + k * Team::kExchange, m); });
+      .reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int k, const Moments<double>& m) {
+        publish(team.exchange() + (team.rank * plan.pack + k) * Team::kExchange, m);
+      });
 }
 
 // Two reads, second half, from the end; in evaluation all there is.

@@ -46,25 +46,22 @@ class SliceTotals {
         }
       }
       ptx::cluster_arrive();  // leave() waits until nobody reads here any more
-    } else if (plan_.regime != Regime::kBlock) {
+    } else if (plan_.regime == Regime::kGroup) {
       FASTDL_SHARED(last, bool);
-      const bool answers = plan_.regime == Regime::kGroup;
       double* const round = team_.exchange();
       if (finishes) publish(round + (team_.rank * plan_.pack + thread_) * Team::kExchange, total);
       __syncthreads();
-      if (thread_ == 0) last = team_.arrive(answers);
+      if (thread_ == 0) last = team_.arrive();
       __syncthreads();
       if (last) {  // it alone reads what all have left, and leaves the sum where the first block's was
         total = over_blocks(round, merge);
-        if (answers && finishes) publish(round + thread_ * Team::kExchange, total);
+        if (finishes) publish(round + thread_ * Team::kExchange, total);
         __syncthreads();
-        if (answers && thread_ == 0) team_.answer();
-      } else if (answers) {
-        if (thread_ == 0) team_.wait(answers);
+        if (thread_ == 0) team_.answer();
+      } else {
+        if (thread_ == 0) team_.wait();
         __syncthreads();
         if (finishes) total = published<T>(round + thread_ * Team::kExchange);
-      } else {
-        return;
       }
       ++team_.rounds;
     }
@@ -114,5 +111,26 @@ class SliceTotals {
   Table& table_;
   int thread_;
 };
+
+// Behind a launch that streams, a block a channel: what its team's blocks have left in Team::exchange, to
+// where a second round would begin.
+template <class Arguments, class T, class Merge>
+__global__ void __launch_bounds__(kThreads)
+    rows_merge_kernel(const __grid_constant__ Arguments, const __grid_constant__ Plan plan, void* workspace) {
+  FASTDL_SHARED(partial, T[kWarps]);
+  const int64_t slice = blockIdx.x / unsigned(plan.pack);
+  const int k = int(blockIdx.x % unsigned(plan.pack)), lane = int(threadIdx.x) % kWarpSize;
+  const double* const from = Team::exchange(plan, workspace, slice, 0) + k * Team::kExchange;
+  T total = T::none();
+  for (int i = int(threadIdx.x); i < plan.team; i += kThreads) {
+    total = Merge()(total, published<T>(from + int64_t(i) * plan.pack * Team::kExchange));
+  }
+  total = lanes_reduce(total, kWarpSize, Merge());
+  if (lane == 0) partial[threadIdx.x / kWarpSize] = total;
+  __syncthreads();
+  if (threadIdx.x >= kWarpSize) return;
+  total = lanes_reduce(lane < kWarps ? partial[lane] : T::none(), kWarpSize, Merge());
+  if (lane == 0) publish(Team::exchange(plan, workspace, slice, 1) + k * Team::kExchange, total);
+}
 
 }  // namespace fastdl::batch_norm

@@ -73,19 +73,19 @@ struct Team {
     return arrival_bytes(plan) + plan.blocks() * 2 * plan.totals() * kExchange * int64_t(sizeof(double));
   }
 
-  // Reports that this block's values are in exchange(). Returns whether it was the team's last. One thread;
-  // where `answers`, the last block answers all by an arrival more.
-  FASTDL_DEVICE bool arrive(bool answers = false) {
+  // Reports that this block's values are in exchange(). Returns whether it was the team's last,
+  // which has to answer. One thread.
+  FASTDL_DEVICE bool arrive() {
     __threadfence();
-    return atomicAdd(arrivals(), 1u) + 1 == rounds * arrivals_of_round(answers) + unsigned(plan.team);
+    return atomicAdd(arrivals(), 1u) + 1 == rounds * (plan.team + 1u) + unsigned(plan.team);
   }
   FASTDL_DEVICE void answer() {
     __threadfence();
     atomicAdd(arrivals(), 1u);
   }
-  // Waits for the whole team, and the answer; then sees what was written before. The same thread.
-  FASTDL_DEVICE void wait(bool answers = false) {
-    const unsigned all = (rounds + 1) * arrivals_of_round(answers);
+  // Waits for the whole team and the answer; then sees what was written before them. The same thread.
+  FASTDL_DEVICE void wait() {
+    const unsigned all = (rounds + 1) * (plan.team + 1u);
     spin_until([&] { return load_atomic(arrivals()) >= all; });
     __threadfence();
   }
@@ -122,7 +122,8 @@ struct Team {
       double* const round = exchange();
       if (threadIdx.x == 0) {
         publish(round + rank * kExchange, value);
-        arrive(), wait();
+        if (arrive()) answer();
+        wait();
       }
       ++rounds;
       __syncthreads();
@@ -143,7 +144,6 @@ struct Team {
 
  private:
   FASTDL_DEVICE unsigned* arrivals() const { return static_cast<unsigned*>(workspace) + index; }
-  FASTDL_DEVICE unsigned arrivals_of_round(bool answers) const { return unsigned(plan.team) + answers; }
 };
 
 }  // namespace fastdl::batch_norm
