@@ -264,7 +264,18 @@ def test_every_plan_is_sound(last):
 
 
 def moved(
-    library, regime, shape, dtype, *, residual=False, activation=0, p=0.0, training=True, mask=False, last=False, **needs
+    library,
+    regime,
+    shape,
+    dtype,
+    *,
+    residual=False,
+    activation=0,
+    p=0.0,
+    training=True,
+    mask=False,
+    last=False,
+    **needs,
 ):
     """Passes of the forward and of the backward: (launches, bytes read and written over those of the input), names."""
     options = {"residual": residual, "activation": activation, "p": p, "training": training, "mask": mask}

@@ -230,6 +230,13 @@ struct OfColumn {
   FASTDL_DEVICE const T& operator()(int j) const { return value[j]; }
 };
 
+// A slice's table where the tensor has no more channels; thread k for channel k.
+template <class T>
+FASTDL_DEVICE void clear_beyond(T* table, const Sizes& size, const Plan& plan, int64_t slice) {
+  const int k = int(threadIdx.x);
+  if (k < plan.pack && slice * plan.pack + k >= size.c) table[k] = T{};
+}
+
 // Starts to bring a column to shared memory.
 template <class scalar_t>
 FASTDL_DEVICE void fetch_column(const Column<scalar_t>& column, const RowReader<scalar_t>& reader,

@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<scalar_t>)
     const int64_t c = slice * plan.pack + thread;
     const bool finishes = thread < plan.pack && c < a.size.c;
     ptx::copy_async_commit();
+    clear_beyond(constants, a.size, plan, slice), clear_beyond(corrections, a.size, plan, slice);
     if (finishes) constants[thread] = saved_constants<acc_t>(a, c);
     ptx::copy_async_wait<0>();
     __syncthreads();
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   Team team(plan, workspace);
   const int64_t c = team.index * plan.pack + threadIdx.x;
   if (int(threadIdx.x) < plan.pack && c < a.size.c) constants[threadIdx.x] = saved_constants<acc_t>(a, c);
+  clear_beyond(constants, a.size, plan, team.index);
   __syncthreads();
   const Column<scalar_t> column(a.size, plan, team.index, team.rank);
   const RowReader<scalar_t> grad(a.grad_output, a.size, plan.positions, column);
@@ -171,6 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<scalar_t>)
     }
   }
   if (!a.grad_input && !a.grad_residual) return;
+  clear_beyond(constants, a.size, plan, slice), clear_beyond(corrections, a.size, plan, slice);
   __syncthreads();
   const Column<scalar_t> column(a.size, plan, slice, rank);
   const RowReader<scalar_t> grad(a.grad_output, a.size, plan.positions, column);

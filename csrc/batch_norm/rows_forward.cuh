@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t slice = team.index; slice < plan.packs; slice += plan.teams) {
     const Column<scalar_t> column(a.size, plan, slice, team.rank);
     ptx::copy_async_commit();
+    clear_beyond(constants, a.size, plan, slice);
     const int64_t c = slice * plan.pack + thread;  // that this thread will finish
     const bool finishes = thread < plan.pack && c < a.size.c;
     acc_t weight = 1, bias = 0;
@@ -168,6 +169,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       constants[threadIdx.x] = evaluation_constants<acc_t>(a, c, rank == 0);
     }
   }
+  clear_beyond(constants, a.size, plan, slice);
   __syncthreads();
   const Column<scalar_t> column(a.size, plan, slice, rank);
   const RowReader<scalar_t> input(a.input, a.size, plan.positions, column);

@@ -77,7 +77,9 @@ struct Team {
   // which has to answer. One thread.
   FASTDL_DEVICE bool arrive() {
     __threadfence();
-    return atomicAdd(arrivals(), 1u) + 1 == rounds * (plan.team + 1u) + unsigned(plan.team);
+    const bool last = atomicAdd(arrivals(), 1u) + 1 == rounds * (plan.team + 1u) + unsigned(plan.team);
+    __threadfence();
+    return last;
   }
   FASTDL_DEVICE void answer() {
     __threadfence();
