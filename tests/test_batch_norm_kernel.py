@@ -427,9 +427,10 @@ def test_many_images_long_rows_many_channels(library, shape):
     compare(shape, torch.bfloat16, training=False)
 
 
-def test_far_indices():
-    """Plans, rows, masks and strides at element indices up to 2**42."""
+@pytest.mark.parametrize("program", ["batch_norm_far", "batch_norm_far_rows"])
+def test_far_indices(program):
+    """Plans, rows, masks and strides at element indices up to 2**42; channels last up to 2**34."""
     build = pytest.importorskip("emulator.build")
-    program = build.build_program("plain", "batch_norm_far", [Path(__file__).parent / "batch_norm_far.cu"])
+    program = build.build_program("plain", program, [Path(__file__).parent / f"{program}.cu"])
     result = subprocess.run([program], capture_output=True, text=True, errors="replace", timeout=300)
     assert result.stdout == "far indices: ok\n", result.stdout + result.stderr
