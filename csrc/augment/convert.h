@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <new>
+#include <vector>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 #include "augment/rule.cuh"
@@ -10,8 +12,10 @@
 // One function, compiled for several generations of x86; the loader picks. Elsewhere the baseline has
 // vectors.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FASTDL_X86_CLONES 1
 #define FASTDL_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
+#define FASTDL_X86_CLONES 0
 #define FASTDL_CLONES
 #endif
 #define FASTDL_INLINE __attribute__((always_inline)) inline
@@ -20,6 +24,24 @@ namespace fastdl::augment {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
+
+constexpr int kWidest = 16;  // floats of a vector
+
+inline int64_t padded(int64_t n) { return (n + kWidest - 1) / kWidest * kWidest; }
+
+// Memory on which vectors of any length lie within cache lines.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+};
+template <class T>
+using Buffer = std::vector<T, Aligned<T>>;
 
 // Rounding to nearest even without branches, so that loops over it vectorize.
 FASTDL_INLINE void store(float value, float* to) { *to = value; }
@@ -51,21 +73,26 @@ FASTDL_INLINE void convert_one(In in, Out* out, const Channel& c) {
   }
 }
 
-// One channel.
+// `rows` of n pixels of one channel.
 template <bool kByte, class In, class Out>
-FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n, Channel c) {
-  for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
+FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restrict out, int64_t out_row,
+                           int64_t rows, int64_t n, Channel c) {
+  for (; rows > 0; --rows, in += in_row, out += out_row) {
+    for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
+  }
 }
 
 // Interleaved channels: constants of element i are those of i % period; they are repeated to a useful length.
 template <bool kByte, class In, class Out>
-FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n,
-                           const float* __restrict high, const float* __restrict low,
+FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restrict out, int64_t out_row,
+                           int64_t rows, int64_t n, const float* __restrict high, const float* __restrict low,
                            const float* __restrict bias, int64_t period) {
-  for (int64_t begin = 0; begin < n; begin += period) {
-    const int64_t count = std::min(period, n - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      convert_one<kByte>(in[begin + i], out + begin + i, Channel{high[i], low[i], bias[i]});
+  for (; rows > 0; --rows, in += in_row, out += out_row) {
+    for (int64_t begin = 0; begin < n; begin += period) {
+      const int64_t count = std::min(period, n - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        convert_one<kByte>(in[begin + i], out + begin + i, Channel{high[i], low[i], bias[i]});
+      }
     }
   }
 }
