@@ -43,33 +43,41 @@ struct Aligned {
 template <class T>
 using Buffer = std::vector<T, Aligned<T>>;
 
-// Rounding to nearest even without branches, so that loops over it vectorize.
-FASTDL_INLINE void store(float value, float* to) { *to = value; }
-
-FASTDL_INLINE void store(float value, BFloat16* to) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  to->x = uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+// Rounding to nearest even without branches, so that loops over it vectorize. kNumber: the value is no NaN.
+template <bool kNumber>
+FASTDL_INLINE void store(float value, float* to) {
+  *to = value;
 }
 
+template <bool kNumber>
+FASTDL_INLINE void store(float value, BFloat16* to) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  to->x = uint16_t(!kNumber && (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+}
+
+template <bool kNumber>
 FASTDL_INLINE void store(float value, Half* to) {
   const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits & 0x80000000, size = bits ^ sign;
   const uint32_t normal = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
   // Below 2^-14 adding 0.5 leaves the subnormal's bits, rounded, at the bottom of the sum.
   const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3F000000;
-  const uint32_t large = size > 0x7F800000 ? 0x7E00 : 0x7C00;
+  const uint32_t large = !kNumber && size > 0x7F800000 ? 0x7E00 : 0x7C00;
   const uint32_t result = size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal;
   to->x = uint16_t(result | (sign >> 16));
 }
 
-FASTDL_INLINE void store(float value, uint8_t* to) { *to = to_byte(value); }
+template <bool kNumber>
+FASTDL_INLINE void store(float value, uint8_t* to) {
+  *to = to_byte(value);
+}
 
 // kByte: values are 0…255 (uint8 images, or their interpolation).
 template <bool kByte, class In, class Out>
 FASTDL_INLINE void convert_one(In in, Out* out, const Channel& c) {
   if constexpr (std::is_same_v<Out, uint8_t>) {
-    store(kByte ? float(in) : float(in) * 255, out);
+    store<kByte>(kByte ? float(in) : float(in) * 255, out);
   } else {
-    store(normalize(float(in), c, kByte), out);
+    store<kByte>(normalize(float(in), c, kByte), out);
   }
 }
 
