@@ -61,6 +61,15 @@ class Worker {
   void crop(const In* image, const Box& box, Out* output) {
     // x_: the source pixel of each output pixel, mirrored; [begin, end) of them lie inside the image.
     const int64_t left = box.left - plan_.pad_left, top = box.top - plan_.pad_top;
+    const bool inside = left >= 0 && top >= 0 && left + w_ <= plan_.in_width && top + h_ <= plan_.in_height;
+    if (inside && !box.flip &&
+        (p_.channels_last ? p_.stride[1] == 1 && p_.stride[3] == c_ : p_.stride[3] == 1)) {
+      const In* corner = image + top * p_.stride[2] + left * p_.stride[3];
+      for (int64_t i = 0; i < (p_.channels_last ? 1 : c_); ++i) {
+        emit(corner + i * p_.stride[1], p_.stride[2], i, output, 0, h_, w_ * (p_.channels_last ? c_ : 1));
+      }
+      return;
+    }
     int64_t begin = std::clamp<int64_t>(-left, 0, w_),
             end = std::clamp<int64_t>(plan_.in_width - left, begin, w_);
     for (int64_t x = 0; x < w_; ++x) {
