@@ -1,6 +1,7 @@
 // The vectorized loops of resized crops on the CPU: source rows are blended as they lie, then the columns of
 // the blended rows, whose pixels a permutation of vector elements brings to their weights.
 #pragma once
+#include <bit>
 #include "augment/convert.h"
 
 namespace fastdl::augment {
@@ -112,36 +113,49 @@ struct Columns {
     int32_t begin, from;  // first element of output, of the source
   };
   Buffer<Block> blocks;
-  Buffer<int32_t> first;         // source element of output element i
-  Buffer<float> weight;          // (most, stride)
-  int64_t stride = 0, step = 1;  // from tap to tap in `weight`, in the source
+  Buffer<int32_t>
+      table;         // of each block: where its elements lie in the two vectors, then weights, tap by tap
+  int64_t step = 1;  // elements from tap to tap
   int most = 0, together = 1;
 
   // Rows of `channels` interleaved elements a pixel; flip: output from right to left.
   void set(const Taps& taps, int64_t channels, bool flip, int lanes) {
     const int64_t n = taps.out * channels;
-    step = channels, stride = padded(n) + kWidest, together = std::min(taps.most, kTogether);
+    step = channels, together = std::min(taps.most, kTogether);
     while ((together - 1) * step > lanes) --together;
     most = (taps.most + together - 1) / together * together;
-    first.assign(stride, 0), weight.assign(most * stride, 0), blocks.clear();
+    const int64_t reach = 2 * lanes - (together - 1) * step;
+    first_.resize(n), column_.resize(n);
     for (int64_t x = 0, i = 0; x < taps.out; ++x) {
       const int64_t column = flip ? taps.out - 1 - x : x;
       for (int64_t c = 0; c < channels; ++c, ++i) {
-        first[i] = int32_t(taps.first[column] * channels + c);
-        for (int k = 0; k < taps.most; ++k) weight[k * stride + i] = taps.weight[k * taps.out + column];
+        first_[i] = int32_t(taps.first[column] * channels + c), column_[i] = int32_t(column);
       }
     }
-    const int64_t reach = 2 * lanes - (together - 1) * step;
+    blocks.clear(), table.clear();
     for (int64_t begin = 0, end; begin < n; begin = end) {
-      int32_t low = first[begin], high = low;
-      for (end = begin; end < std::min(n, begin + lanes); ++end) {
-        const int32_t l = std::min(low, first[end]), h = std::max(high, first[end]);
+      int32_t low = first_[begin], high = low;
+      for (end = begin + 1; end < std::min(n, begin + lanes); ++end) {
+        const int32_t l = std::min(low, first_[end]), h = std::max(high, first_[end]);
         if (h - l / lanes * lanes >= reach) break;
         low = l, high = h;
       }
-      blocks.push_back({int32_t(begin), low / lanes * lanes});
+      const int32_t from = low / lanes * lanes;
+      const int64_t size = int64_t(table.size());
+      blocks.push_back({int32_t(begin), from});
+      table.resize(size + (1 + most) * lanes);  // zeros: no weight
+      int32_t *at = table.data() + size, *weight = at + lanes;
+      for (int64_t i = begin; i < end; ++i, ++at, ++weight) {
+        *at = first_[i] - from;
+        for (int k = 0; k < taps.most; ++k) {
+          weight[k * lanes] = std::bit_cast<int32_t>(taps.weight[k * taps.out + column_[i]]);
+        }
+      }
     }
   }
+
+ private:
+  Buffer<int32_t> first_, column_;  // of each element of a row of output: its first pixel's, its pixel
 };
 
 template <int kLanes>
@@ -174,12 +188,12 @@ FASTDL_INLINE void pick(const Float& low, const Float& high, const Int& at, Floa
 // care.
 template <int kTaps, int kLines, bool kFinite, bool kMore, int kLanes, class Float, class Int>
 FASTDL_INLINE void add_taps(const float* pixels, int64_t line, int64_t step, const float* weight,
-                            int64_t stride, const Int& at, Float* sum) {
+                            const Int& at, Float* sum) {
   using V = Lanes<kLanes>;
   for (int l = 0; l < kLines; ++l) {
     const Float low = V::at(pixels + l * line), high = V::at(pixels + l * line + kLanes);
     for (int k = 0; k < kTaps; ++k) {
-      const Float w = V::at(weight + k * stride);
+      const Float w = V::at(weight + k * kLanes);
       Float term;
       pick<kLanes>(low, high, at + int(k * step), term);
       term = w * term;
@@ -199,18 +213,18 @@ FASTDL_INLINE void blend_lines(const float* from, const Columns& columns, float*
   using V = Lanes<kLanes>;
   using Float = typename V::Float;
   using Int = typename V::Int;
-  const int64_t step = columns.step, stride = columns.stride;
-  const int32_t* const first = columns.first.data();
-  const float* const weights = columns.weight.data();
+  const int64_t step = columns.step, most = columns.most;
+  const int32_t* table = columns.table.data();
   for (const Columns::Block& block : columns.blocks) {
-    const Int at = V::at(first + block.begin) - block.from;
-    const float *weight = weights + block.begin, *pixels = from + block.from;
+    const Int at = V::at(table);
+    const float *weight = reinterpret_cast<const float*>(table + kLanes), *pixels = from + block.from;
     Float sum[kLines];
-    add_taps<kTaps, kLines, kFinite, false, kLanes>(pixels, line, step, weight, stride, at, sum);
-    for (int k = kTaps; k < columns.most; k += kTaps) {
-      add_taps<kTaps, kLines, kFinite, true, kLanes>(pixels + k * step, line, step, weight + k * stride,
-                                                     stride, at, sum);
+    add_taps<kTaps, kLines, kFinite, false, kLanes>(pixels, line, step, weight, at, sum);
+    for (int k = kTaps; k < most; k += kTaps) {
+      add_taps<kTaps, kLines, kFinite, true, kLanes>(pixels + k * step, line, step, weight + k * kLanes, at,
+                                                     sum);
     }
+    table += (1 + most) * kLanes;
     for (int l = 0; l < kLines; ++l) V::at(to + block.begin + l * line) = sum[l];
   }
 }
@@ -280,19 +294,22 @@ FASTDL_INLINE void turn(const float* from, int64_t from_line, float* to, int64_t
 
 // The same for wide tents, whose pixels lie far apart: 8 rows are turned, so that a vector holds a pixel of
 // each. `turned` has room for 8 times the source's elements, in eights.
-inline FASTDL_CLONES void blend_turned(const float* from, int64_t from_n, const Columns& columns,
-                                       float* turned, float* to, int64_t line, int64_t n) {
+inline FASTDL_CLONES void blend_turned(const float* from, int64_t from_n, const Taps& taps, int64_t channels,
+                                       bool flip, float* turned, float* to, int64_t line) {
   using V = Lanes<8>;
   for (int64_t i = 0; i < from_n; i += 8) turn(from + i, line, turned + i * 8, 8);
-  alignas(64) float block[64];
-  for (int64_t begin = 0; begin < n; begin += 8) {
-    for (int64_t i = begin; i < begin + 8; ++i) {
-      const float *weight = columns.weight.data() + i, *pixels = turned + columns.first[i] * 8;
+  alignas(64) float block[64] = {};
+  for (int64_t begin = 0, x = 0, c = 0; x < taps.out; begin += 8) {
+    for (int i = 0; i < 8 && x < taps.out; ++i) {
+      const int64_t column = flip ? taps.out - 1 - x : x;
+      const float *weight = taps.weight.data() + column,
+                  *pixels = turned + (taps.first[column] * channels + c) * 8;
       V::Float sum = V::at(pixels) * weight[0];
-      for (int k = 1; k < columns.most && weight[k * columns.stride] > 0; ++k) {
-        sum = sum + V::at(pixels + k * columns.step * 8) * weight[k * columns.stride];
+      for (int k = 1; k < taps.most && weight[k * taps.out] > 0; ++k) {
+        sum = sum + V::at(pixels + k * channels * 8) * weight[k * taps.out];
       }
-      V::at(block + (i - begin) * 8) = sum;
+      V::at(block + i * 8) = sum;
+      if (++c == channels) c = 0, ++x;
     }
     turn(block, 8, to + begin, line);
   }

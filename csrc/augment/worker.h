@@ -32,7 +32,7 @@ class Worker {
         h_(plan_.height),
         w_(plan_.width),
         x_(w_) {
-    const int64_t pixels = p_.channels_last ? std::min(h_ * w_, padded((255 + c_) / c_)) : 0;
+    const int64_t pixels = p_.channels_last ? std::min<int64_t>(h_ * w_, 64) : 0;  // whole vectors
     for (int64_t i = 0; i < pixels * c_; ++i) {
       high_.push_back(p_.channels[i % c_].high);
       low_.push_back(p_.channels[i % c_].low);
@@ -126,9 +126,9 @@ class Worker {
     const bool last = p_.channels_last;
     const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = box.width * inner;
     const int64_t line = padded(std::max(n, w_ * inner)) + 2 * kWidest;
-    taps_.set(box.width, plan_.width);
-    columns_.set(taps_, inner, box.flip, column_lanes());
-    taps_.set(box.height, plan_.height);
+    across_.set(box.width, plan_.width);
+    if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, column_lanes());
+    down_.set(box.height, plan_.height);
     const In* corner = image + box.top * p_.stride[2] + box.left * p_.stride[3];
     int64_t row = p_.stride[2], plane = p_.stride[1];
     if (last ? plane != 1 || p_.stride[3] != c_ : p_.stride[3] != 1) {  // first a copy in the output's layout
@@ -144,17 +144,18 @@ class Worker {
     for (int64_t y = 0; y < h_; y += kRows) {
       const int64_t count = std::min(kRows, h_ - y);
       for (int64_t i = 0; i < planes; ++i) {
-        blend_rows(corner + i * plane, row, taps_, y, count, sum_.data(), line, n);
-        blend_columns(sum_.data(), padded(n), line, count, w_ * inner);
+        blend_rows(corner + i * plane, row, down_, y, count, sum_.data(), line, n);
+        blend_columns(sum_.data(), padded(n), line, count, inner, box.flip);
         emit(pixels_.data(), line, i, output, y, count, w_ * inner);
       }
     }
   }
 
-  void blend_columns(const float* from, int64_t from_n, int64_t line, int64_t lines, int64_t n) {
-    if (columns_.most > kTogether) {
+  void blend_columns(const float* from, int64_t from_n, int64_t line, int64_t lines, int64_t inner,
+                     bool flip) {
+    if (across_.most > kTogether) {
       turned_.resize(from_n * kRows);
-      return blend_turned(from, from_n, columns_, turned_.data(), pixels_.data(), line, n);
+      return blend_turned(from, from_n, across_, inner, flip, turned_.data(), pixels_.data(), line);
     }
 #if FASTDL_X86_CLONES
     if (column_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
@@ -168,7 +169,7 @@ class Worker {
   Buffer<int32_t> x_;
   Buffer<float> high_, low_, bias_, rows_, sum_, turned_, pixels_;
   Buffer<In> band_;
-  Taps taps_;
+  Taps down_, across_;
   Columns columns_;
 };
 
