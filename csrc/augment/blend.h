@@ -47,11 +47,13 @@ struct Taps {
   }
 };
 
+constexpr int64_t kBlock = 64;  // elements: whole vectors of bytes
+
 // sum[i] = w0 * row0[i] + w1 * row1[i] + …, in that order, over kRows rows; kMore: sum[i] + ….
-template <int kRows, bool kMore, int64_t kCount, class In>
+template <int kRows, bool kMore, class In>
 FASTDL_INLINE void blend_some(const In* __restrict row, int64_t stride, const float* weight, int64_t out,
                               float* __restrict sum) {
-  for (int64_t i = 0; i < kCount; ++i) {
+  for (int64_t i = 0; i < kBlock; ++i) {
     float s = multiply(weight[0], float(row[i]));
     if (kMore) s = add(sum[i], s);
     for (int k = 1; k < kRows; ++k) s = add(s, multiply(weight[k * out], float(row[k * stride + i])));
@@ -59,24 +61,25 @@ FASTDL_INLINE void blend_some(const In* __restrict row, int64_t stride, const fl
   }
 }
 
-template <int64_t kCount, class In>
+template <class In>
 FASTDL_INLINE void blend_block(const In* row, int64_t stride, const float* weight, int64_t out, int under,
                                float* sum) {
-  if (under == 2) return blend_some<2, false, kCount>(row, stride, weight, out, sum);
-  if (under == 3) return blend_some<3, false, kCount>(row, stride, weight, out, sum);
+  if (under == 2) return blend_some<2, false>(row, stride, weight, out, sum);
+  if (under == 3) return blend_some<3, false>(row, stride, weight, out, sum);
   int k = under < 4 ? 1 : 4;
   if (k == 1) {
-    blend_some<1, false, kCount>(row, stride, weight, out, sum);
+    blend_some<1, false>(row, stride, weight, out, sum);
   } else {
-    blend_some<4, false, kCount>(row, stride, weight, out, sum);
+    blend_some<4, false>(row, stride, weight, out, sum);
   }
   for (; k + 4 <= under; k += 4) {
-    blend_some<4, true, kCount>(row + k * stride, stride, weight + k * out, out, sum);
+    blend_some<4, true>(row + k * stride, stride, weight + k * out, out, sum);
   }
-  for (; k < under; ++k) blend_some<1, true, kCount>(row + k * stride, stride, weight + k * out, out, sum);
+  for (; k < under; ++k) blend_some<1, true>(row + k * stride, stride, weight + k * out, out, sum);
 }
 
-// The n elements of output rows y, …, y + count - 1, `line` apart, from source rows `stride` apart.
+// The n ≥ kBlock elements of output rows y, …, y + count - 1, `line` apart, from source rows `stride` apart,
+// in blocks of which the last overlaps the one before: there is no remainder.
 template <class In>
 FASTDL_CLONES void blend_rows(const In* rows, int64_t stride, const Taps& taps, int64_t y, int64_t count,
                               float* sum, int64_t line, int64_t n) {
@@ -85,21 +88,9 @@ FASTDL_CLONES void blend_rows(const In* rows, int64_t stride, const Taps& taps, 
     const float* weight = taps.weight.data() + y;
     int under = 0;
     while (under < taps.most && weight[under * taps.out] > 0) ++under;
-    // Blocks of one length, the last of which overlaps the one before: no remainder.
-    if (n >= 64) {
-      for (int64_t begin = 0; begin < n; begin += 64) {
-        const int64_t i = std::min<int64_t>(begin, n - 64);
-        blend_block<64>(row + i, stride, weight, taps.out, under, sum + i);
-      }
-    } else {
-      for (int64_t begin = 0; begin < n; begin += n < 16 ? 1 : 16) {
-        const int64_t i = std::min<int64_t>(begin, n < 16 ? n : n - 16);
-        if (n < 16) {
-          blend_block<1>(row + i, stride, weight, taps.out, under, sum + i);
-        } else {
-          blend_block<16>(row + i, stride, weight, taps.out, under, sum + i);
-        }
-      }
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t i = std::min<int64_t>(begin, n - kBlock);
+      blend_block(row + i, stride, weight, taps.out, under, sum + i);
     }
   }
 }

@@ -124,16 +124,17 @@ class Worker {
 
   void resize(const In* image, const Box& box, Out* output) {
     const bool last = p_.channels_last;
-    const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = box.width * inner;
+    const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = std::max(box.width * inner, kBlock);
     const int64_t line = padded(std::max(n, w_ * inner)) + 2 * kWidest;
     across_.set(box.width, plan_.width);
     if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, column_lanes());
     down_.set(box.height, plan_.height);
     const In* corner = image + box.top * p_.stride[2] + box.left * p_.stride[3];
     int64_t row = p_.stride[2], plane = p_.stride[1];
-    if (last ? plane != 1 || p_.stride[3] != c_ : p_.stride[3] != 1) {  // first a copy in the output's layout
-      plane = last ? 1 : int64_t(box.height) * box.width;
-      band_.resize(box.height * box.width * c_);
+    const bool as_output = last ? plane == 1 && p_.stride[3] == c_ : p_.stride[3] == 1;
+    if (!as_output || n > box.width * inner) {  // first a copy in the output's layout, of rows long enough
+      plane = last ? 1 : box.height * n;
+      band_.resize(box.height * n * planes);
       for (int64_t y = 0; y < box.height; ++y) {
         copy_pixels(corner + y * row, p_.stride[3], p_.stride[1], band_.data() + y * n, inner, plane,
                     box.width, c_);
