@@ -74,7 +74,9 @@ FASTDL_INLINE void store(float value, uint8_t* to) {
 // kByte: values are 0…255 (uint8 images, or their interpolation).
 template <bool kByte, class In, class Out>
 FASTDL_INLINE void convert_one(In in, Out* out, const Channel& c) {
-  if constexpr (std::is_same_v<Out, uint8_t>) {
+  if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, uint8_t>) {
+    *out = in;  // bytes as they are
+  } else if constexpr (std::is_same_v<Out, uint8_t>) {
     store<kByte>(kByte ? float(in) : float(in) * 255, out);
   } else {
     store<kByte>(normalize(float(in), c, kByte), out);
@@ -103,6 +105,13 @@ FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restr
       }
     }
   }
+}
+
+// Asks for n elements that are read soon: processors see no pattern in the ends of short rows.
+template <class T>
+FASTDL_INLINE void prefetch(const T* from, int64_t n) {
+  const char* bytes = reinterpret_cast<const char*>(from);
+  for (int64_t b = 0; b < n * int64_t(sizeof(T)); b += 64) __builtin_prefetch(bytes + b);
 }
 
 constexpr int64_t kChunk = 256;

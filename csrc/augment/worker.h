@@ -144,7 +144,12 @@ class Worker {
     sum_.resize(kRows * line), pixels_.resize(kRows * line);
     for (int64_t y = 0; y < h_; y += kRows) {
       const int64_t count = std::min(kRows, h_ - y);
+      // The source rows that the next rows of output need and these do not.
+      const int64_t next = down_.first[std::min(y + 2 * kRows, h_) - 1] + down_.most;
+      const int64_t begin = down_.first[y + count - 1] + down_.most,
+                    end = std::min<int64_t>(next, box.height);
       for (int64_t i = 0; i < planes; ++i) {
+        for (int64_t r = begin; r < end; ++r) prefetch(corner + i * plane + r * row, n);
         blend_rows(corner + i * plane, row, down_, y, count, sum_.data(), line, n);
         blend_columns(sum_.data(), padded(n), line, count, inner, box.flip);
         emit(pixels_.data(), line, i, output, y, count, w_ * inner);
