@@ -142,7 +142,7 @@ class Compose:
 
     Args:
         transforms: The steps.
-        memory_format, seed: As in BatchTransform.
+        memory_format, seed, return_params: As in BatchTransform.
 
     Raises:
         ValueError: Steps that do not fuse into one pass; the message says which and why.
@@ -152,8 +152,11 @@ class Compose:
     transforms: Iterable[Any]
     memory_format: torch.memory_format = field(default=torch.contiguous_format, kw_only=True)
     seed: int | None = field(default=None, kw_only=True)
+    return_params: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.transforms, Iterable):
+            raise TypeError(f"Compose: transforms must be a list of them, got {type(self.transforms).__name__}")
         self.transforms = list(self.transforms)
         if not self.transforms:
             raise ValueError("Compose: pass at least one transform")
@@ -162,8 +165,8 @@ class Compose:
         for step in self.transforms:
             kind = type(step)
             if kind not in _KINDS:
-                raise TypeError(f"Compose: {kind.__name__} cannot fuse; the transforms are those of fastdl.data: "
-                                f"{', '.join(k.__name__ for k in _KINDS)}")  # fmt: skip
+                raise TypeError(f"Compose: {kind.__module__}.{kind.__name__} cannot fuse; the transforms are those of "
+                                f"fastdl.data: {', '.join(k.__name__ for k in _KINDS)}")  # fmt: skip
             _check_order(kind, step, seen)
             seen.append(kind)
             options.update(step.options())
@@ -171,7 +174,9 @@ class Compose:
             options["dtype"] = None  # crops and flips leave the images' dtype
         if Normalize in seen and options.get("dtype", torch.float32) == torch.uint8:
             raise ValueError("Compose: Normalize cannot fuse with a cast to uint8: normalized images do not fit it")
-        self.transform = BatchTransform(**options, memory_format=self.memory_format, seed=self.seed)
+        self.transform = BatchTransform(
+            **options, memory_format=self.memory_format, seed=self.seed, return_params=self.return_params
+        )
 
     def __call__(self, images: Any, index: Any = None) -> Any:
         """Transform a batch, a pair (images, labels), or images[index]."""

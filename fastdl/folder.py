@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastdl.images import as_size
+
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"])
 
 
@@ -29,9 +31,9 @@ def decode_folder(
         import PIL  # noqa: F401
     except ImportError as error:
         raise ImportError("ResidentDataset: decoding a folder needs Pillow: pip install 'fastdl[data]'") from error
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1 or mode not in ("RGB", "L"):
-        raise ValueError(f"ResidentDataset: size must be positive and mode 'RGB' or 'L', got {size} and {mode!r}")
+    height, width = as_size("ResidentDataset", size)
+    if mode not in ("RGB", "L"):
+        raise ValueError(f"ResidentDataset: mode must be 'RGB' or 'L', got {mode!r}")
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"ResidentDataset: no folder {root}")
@@ -58,7 +60,8 @@ def decode_folder(
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in found if p.is_file())
 
 
 def _decode(file: Path, height: int, width: int, mode: str) -> np.ndarray[Any, Any]:
@@ -66,7 +69,12 @@ def _decode(file: Path, height: int, width: int, mode: str) -> np.ndarray[Any, A
 
     with Image.open(file) as image:
         image.draft(mode, (width, height))  # JPEG: decode at the smallest scale that is large enough
-        picture = ImageOps.fit(ImageOps.exif_transpose(image).convert(mode), (width, height), Image.Resampling.BILINEAR)
+        picture = ImageOps.exif_transpose(image)
+        if picture.mode.startswith("I;16"):  # which Pillow would saturate
+            picture = Image.fromarray(np.rint(np.asarray(picture, np.uint16) / 257).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {picture.mode} have no scale of their own; save them with 8 or 16 bits")
+        picture = ImageOps.fit(picture.convert(mode), (width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(height, width, -1)
 
 

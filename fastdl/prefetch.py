@@ -5,12 +5,15 @@ import dataclasses
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader
+
+from fastdl.resident import ResidentDataset
 
 _POLL_SECONDS = 0.1  # how long a thread waits before it looks whether its consumer has gone
 
@@ -21,11 +24,14 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         return function(batch)
     if isinstance(batch, Mapping):
         items = {key: map_tensors(function, value) for key, value in batch.items()}
-        if type(batch) is dict:
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
             return items
         clone: Any = copy.copy(batch)
         clone.update(items)
         return clone
+    if isinstance(batch, PackedSequence):  # a named tuple whose batch sizes stay on the host
+        data, sizes, *orders = batch
+        return PackedSequence(function(data), sizes, *(map_tensors(function, order) for order in orders))
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(map_tensors(function, value) for value in batch))
     if type(batch) in (list, tuple):
@@ -35,8 +41,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
         for field in dataclasses.fields(batch):
             object.__setattr__(clone, field.name, map_tensors(function, getattr(batch, field.name)))
         return clone
-    if isinstance(batch, torch.nn.utils.rnn.PackedSequence):
-        return torch.nn.utils.rnn.PackedSequence(*(map_tensors(function, value) for value in batch))
     return batch
 
 
@@ -135,6 +139,7 @@ class _Pass(Iterator[Any]):
         self.close()
         if kind == "error":
             raise values[0]
+        self._owner._state = None  # from here on the loader's own state is the one
         raise StopIteration
 
     def _get(self) -> Any:
@@ -158,8 +163,8 @@ class Prefetcher(Iterable[Any]):
             stream per Prefetcher, and the stream that is current at `next` waits for them.
         depth: how many batches are ready at most beyond the one in use; memory stays bounded by it.
         copy: whether tensors that are on the device already are copied, which protects a batch that was handed out
-            from a loader that writes the next one to the same memory. None copies unless the loader is torch's
-            DataLoader, which makes new tensors.
+            from a loader that writes the next one to the same memory. None copies unless the loader is a DataLoader
+            or ResidentDataset, which make new tensors.
 
     An exception in the loader is raised by `next` with its type and traceback, after the batches before it. A loop
     that is left early stops its thread. Each `iter` is a pass of its own. `len`, `state_dict` (as of the batch last
@@ -177,10 +182,10 @@ class Prefetcher(Iterable[Any]):
     ) -> None:
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise TypeError(f"Prefetcher: loader must be an iterable of batches, got {type(loader).__name__}")
-        if depth < 1:
-            raise ValueError(f"Prefetcher: depth must be at least 1 batch, got {depth}")
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"Prefetcher: depth must be a whole number of at least 1 batch, got {depth!r}")
         target = None if device is None else torch.empty(0, device=device).device  # with its index; torch's errors
-        copies = not isinstance(loader, DataLoader) if copy is None else copy
+        copies = not isinstance(loader, (DataLoader, ResidentDataset)) if copy is None else copy
         self.loader, self.device, self.depth = loader, target, depth
         self._transfer = _Transfer(target, copies)
         self._state: Any = None
@@ -191,16 +196,20 @@ class Prefetcher(Iterable[Any]):
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]
 
-    def state_dict(self) -> Any:
-        """Return the loader's state after the batch that was handed out last."""
-        return self.loader.state_dict() if self._state is None else self._state  # type: ignore[attr-defined]
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Hand the state to the loader."""
-        self.loader.load_state_dict(state_dict)  # type: ignore[attr-defined]
-        self._state = None
+    def __repr__(self) -> str:
+        return f"Prefetcher({self.loader!r}, device={self.device}, depth={self.depth})"
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader" or name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.loader, name)
+        value = getattr(self.loader, name)
+        if name == "state_dict" and self._state is not None:
+            return lambda: self._state
+        if name not in ("load_state_dict", "set_epoch"):
+            return value
+
+        def change(argument: Any) -> None:
+            value(argument)
+            self._state = None  # of a pass that the loader no longer goes on with
+
+        return change

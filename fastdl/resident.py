@@ -31,7 +31,7 @@ class ResidentDataset:
         source: (N, H, W, C) or (N, H, W) NumPy array, (N, C, H, W) tensor, uint8 or floats in [0, 1]; a path to an
             ``.npz`` with images ("images", "x", "data", …) and labels ("labels", "y", "target", …); or a path to a
             folder with one subfolder of images a class.
-        labels: One value an image, for arrays; None means 0 for all.
+        labels: One value an image, for arrays; None means 0 for all. Whole numbers become int64, as losses want them.
         transform: Called as ``transform(images, index)``, a BatchTransform or Compose; None gives ``images[index]``.
         batch_size, shuffle, drop_last: As torch's DataLoader, except that shuffle is on.
         seed: Of the order; the same on all ranks.
@@ -74,14 +74,17 @@ class ResidentDataset:
                 raise FileNotFoundError(f"ResidentDataset: no file or folder {path}")
             if path.is_dir():
                 source, labels, self.classes = decode_folder(path, size)
-            else:
+            elif path.suffix == ".npz":
                 source, labels = _read_npz(path)
-        if isinstance(source, np.ndarray) and source.ndim == 3:
-            source = source[..., None]
+            else:
+                raise ValueError(f"ResidentDataset: takes a folder or an .npz, got {path}; load the file and pass "
+                                 "its arrays")  # fmt: skip
+        if isinstance(source, (np.ndarray, Tensor)) and source.ndim == 3:  # gray
+            source = source[..., None] if isinstance(source, np.ndarray) else source[:, None]
         self.images: Any = _place(as_images("ResidentDataset", source)[0], device)
         n = len(self.images)
         where = self.images.device if isinstance(self.images, Tensor) else torch.device("cpu")
-        self.labels = torch.as_tensor(np.zeros(n, np.int64) if labels is None else labels).to(where)
+        self.labels = _as_labels(np.zeros(n, np.int64) if labels is None else labels).to(where)
         if tuple(self.labels.shape) != (n,):
             raise ValueError(
                 f"ResidentDataset: labels must be one value an image, shape ({n},), got {tuple(self.labels.shape)}"
@@ -123,6 +126,10 @@ class ResidentDataset:
         if self.epoch == epoch:
             self.set_epoch(epoch + 1)
 
+    def __repr__(self) -> str:
+        shape, rank = tuple(self.images.shape), f"rank={self.rank} of {self.world_size}"
+        return f"ResidentDataset({shape}, batch_size={self.batch_size}, shuffle={self.shuffle}, {rank})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, how many of its batches were handed out, and the transform's state."""
         state: dict[str, Any] = {"epoch": self.epoch, "position": self._position}
@@ -140,6 +147,16 @@ class ResidentDataset:
             self.transform.load_state_dict(state_dict["transform"])
         self.epoch, self._position = int(state_dict["epoch"]), int(state_dict["position"])
         self._resume = self._position
+
+
+def _as_labels(labels: Any) -> Tensor:
+    try:
+        values = torch.as_tensor(np.asarray(labels) if isinstance(labels, (list, tuple)) else labels)
+    except TypeError as error:
+        raise TypeError(
+            f"ResidentDataset: labels must be numbers: {error}; numpy.unique(labels, return_inverse=True) counts names"
+        ) from error
+    return values if values.is_floating_point() or values.dtype == torch.bool else values.long()
 
 
 def _place(images: Any, device: torch.device | str | None) -> Any:

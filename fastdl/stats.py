@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdl.images import as_images
+from fastdl.resident import ResidentDataset
 
 CHUNK = 1 << 22  # pixels at a time, so that float64 copies stay small
 
@@ -66,7 +67,9 @@ def _same_channels(known: Tensor | None, part: Tensor) -> None:
 
 def _batches(dataset: Any) -> Iterator[Tensor]:
     """Yield (N, C, H, W) tensors of at most about CHUNK pixels."""
-    dataset = getattr(dataset, "images", dataset)
+    dataset = dataset.images if isinstance(dataset, ResidentDataset) else dataset
+    if not isinstance(dataset, Iterable):
+        raise TypeError(f"channel_stats: takes images or an iterable of batches, got {type(dataset).__name__}")
     whole = isinstance(dataset, (Tensor, np.ndarray))
     batches: Iterable[Any] = [dataset] if whole else dataset
     for batch in batches:

@@ -1,7 +1,7 @@
 """BatchTransform: the module over the op `augment`, with its checks, state and parameters."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,37 +9,29 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from fastdl.augment import CROPS, PADDING_MODES, augment, augment_array
-from fastdl.images import DTYPES, as_images, as_index, check_labels, split_pair
+from fastdl.images import DTYPES, as_images, as_index, as_size, check_labels, check_units, split_pair, whole_numbers
 from fastdl.philox import philox
 
 WORKER_STREAM = 128  # of philox, for the seeds of DataLoader workers
+_WIDEST = 2.0**30  # ratio: images have fewer pixels a side
 
 
 def _signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
-        raise ValueError(f"{name}: size must be a positive int or a (height, width) pair of them, got {value!r}")
-    return pair[0], pair[1]
-
-
 def _four(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
     """Return left, top, right, bottom from torchvision's one, two or four numbers."""
-    sides = (padding,) if isinstance(padding, int) else tuple(padding)
-    if len(sides) not in (1, 2, 4) or not all(isinstance(v, int) and v >= 0 for v in sides):
+    sides = whole_numbers(padding)
+    if sides is None or len(sides) not in (1, 2, 4) or min(sides) < 0:
         raise ValueError(f"BatchTransform: padding must be 1, 2 or 4 numbers of pixels ≥ 0, got {padding!r}")
     sides = sides * (4 // len(sides))
     return sides[0], sides[1], sides[2], sides[3]
 
 
 def _range(name: str, value: Sequence[float], limit: float) -> tuple[float, float]:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
-        raise ValueError(f"BatchTransform: {name} must be (low, high) with 0 < low ≤ high"
-                         f"{f' ≤ {limit:g}' if limit < math.inf else ''}, got {value!r}")  # fmt: skip
+    if not isinstance(value, Iterable) or len(value) != 2 or not 0 < value[0] <= value[1] <= limit < math.inf:
+        raise ValueError(f"BatchTransform: {name} must be (low, high) with 0 < low ≤ high ≤ {limit:g}, got {value!r}")
     return float(value[0]), float(value[1])
 
 
@@ -47,7 +39,10 @@ def _units(name: str, value: float | Sequence[float] | Tensor | None, default: f
     """Return per-channel values after checking that they are in the units of images in [0, 1]."""
     if value is None:
         return [default]
-    values = torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist()
+    try:
+        values = torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"BatchTransform: {name} must be one number, or one a channel, got {value!r}") from error
     positive = all(v > 0 for v in values) if name == "std" else all(v >= 0 for v in values)
     if not values or not positive or not all(v <= 1 for v in values):
         raise ValueError(
@@ -83,7 +78,8 @@ class BatchTransform:
         padding_mode: "constant" (0 before normalization), "edge", "reflect" or "symmetric".
 
     Raises:
-        ValueError: A bad argument, a crop larger than the padded image, statistics in wrong units.
+        ValueError: A bad argument, a crop larger than the padded image, statistics in wrong units, or floats beyond
+            [0, 1] in the first batch to be normalized.
         TypeError: Anything but images and labels: boxes, masks, dictionaries.
     """
 
@@ -119,14 +115,15 @@ class BatchTransform:
             raise ValueError(f"BatchTransform: dtype={dtype} may hold uint8 images, so it takes no mean and std")
         if memory_format not in (torch.contiguous_format, torch.channels_last):
             raise ValueError(f"BatchTransform: memory_format must be contiguous or channels_last, got {memory_format}")
-        if seed is not None and not -(2**63) <= seed < 2**64:
-            raise ValueError(f"BatchTransform: seed must fit 64 bits, got {seed}")
-        self.size = None if size is None else _pair("BatchTransform", size)
+        number = [0] if seed is None else whole_numbers(seed)
+        if number is None or len(number) != 1 or not -(2**63) <= number[0] < 2**64:
+            raise ValueError(f"BatchTransform: seed must be a whole number of 64 bits, got {seed!r}")
+        self.size = None if size is None else as_size("BatchTransform", size)
         self.crop, self.padding, self.padding_mode, self.hflip = crop, sides, padding_mode, bool(hflip)
-        self.scale, self.ratio = _range("scale", scale, 1), _range("ratio", ratio, math.inf)
+        self.scale, self.ratio = _range("scale", scale, 1), _range("ratio", ratio, _WIDEST)
         self.mean, self.std = _units("mean", mean, 0.0), _units("std", std, 1.0)
         self.dtype, self.memory_format, self.return_params = dtype, memory_format, return_params
-        self.seed = int(torch.randint(-(2**63), 2**63 - 1, (1,))) if seed is None else _signed(seed)
+        self.seed = int(torch.randint(-(2**63), 2**63 - 1, (1,))) if seed is None else _signed(number[0])
         self.counter = 0
 
     def __call__(self, images: Any, index: Any = None) -> Any:
@@ -140,6 +137,8 @@ class BatchTransform:
         rows = None if index is None else as_index("BatchTransform", index, input)
         n = input.shape[0] if rows is None else rows.shape[0]
         check_labels("BatchTransform", labels, n)
+        if self.counter == 0 and (self.mean, self.std) != ([0.0], [1.0]):
+            check_units("BatchTransform", input)
         channels, height, width = input.shape[1:] if run is augment else [input.shape[i] for i in (3, 1, 2)]
         size, last = self._check_size(height, width), self.memory_format == torch.channels_last
         mean, std = (self._per_channel(name, channels) for name in ("mean", "std"))

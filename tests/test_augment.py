@@ -444,6 +444,13 @@ BAD_ARGUMENTS = {
     "normalized bytes": ({"size": 4, "dtype": torch.uint8, "mean": [0.5]}, "takes no mean and std"),
     "memory format": ({"size": 4, "memory_format": torch.preserve_format}, "memory_format must be"),
     "seed": ({"size": 4, "seed": 2**64}, "64 bits"),
+    "fractional seed": ({"size": 4, "seed": 1.5}, "whole number"),
+    "fractional size": ({"size": 4.0}, "positive int"),
+    "true size": ({"size": True}, "positive int"),
+    "no padding": ({"size": 4, "padding": None}, "1, 2 or 4 numbers"),
+    "one scale": ({"size": 4, "crop": "resized", "scale": 0.5}, "0 < low ≤ high ≤ 1"),
+    "infinite ratio": ({"size": 4, "crop": "resized", "ratio": (1, float("inf"))}, "0 < low ≤ high"),
+    "words": ({"size": 4, "mean": "imagenet"}, "one number, or one a channel"),
 }
 
 
@@ -474,6 +481,8 @@ BAD_INPUTS = {
     "four channels": (pixels(2, 4, 8, 8), ValueError, "mean has 3 values, the images have 4"),
     "no pixels": (torch.zeros(2, 3, 0, 8), ValueError, "must have pixels"),
     "nothing": (None, TypeError, "got NoneType"),
+    "array of planes": (np.zeros((2, 3, 32, 32), np.uint8), ValueError, r"looks like \(N, C, H, W\)"),
+    "sparse": (torch.zeros(2, 3, 8, 8).to_sparse(), TypeError, "must be dense"),
 }
 
 
@@ -499,8 +508,11 @@ def test_other_errors():
         with pytest.raises(RuntimeError, match="index must lie in"):
             augment(pixels(4, 1, 4, 4), torch.tensor(index), 0, [4, 4], [0] * 4, 0, False, [1.0, 1.0], [1.0, 1.0],
                     [0.0], [1.0], torch.float32, False, 0, 0)  # fmt: skip
-    with pytest.raises(ValueError, match="whole numbers"):
-        BatchTransform(4)(pixels(4, 1, 4, 4), [0.5])
+    for index in ([0.5], torch.tensor([True] * 4), 2):
+        with pytest.raises(ValueError, match="whole numbers"):
+            BatchTransform(4)(pixels(4, 1, 4, 4), index)
+    with pytest.raises(TypeError, match="slice the images instead"):
+        BatchTransform(4)(pixels(4, 1, 4, 4), slice(2))
     with pytest.raises(KeyError, match="counter"):
         BatchTransform(4).load_state_dict({"seed": 1})
 
@@ -513,3 +525,30 @@ def test_pairs_keep_their_labels():
     assert images.shape == (2, 3, 4, 4)
     assert same == [3, 1]
     assert params["flip"].dtype == torch.bool
+
+
+def test_numbers_of_any_kind():
+    """NumPy's integers, one-element sequences, reversed indices: what other code hands over."""
+    x = pixels(4, 3, 12, 10)
+    expected = BatchTransform((8, 8), padding=(2, 2, 2, 2), seed=7)(x, [3, 1])
+    t = BatchTransform(np.int64(8), padding=np.int32(2), seed=np.int64(7))
+    assert torch.equal(t(x, np.array([1, 3])[::-1]), expected)
+    assert torch.equal(BatchTransform([8], padding=[2], seed=7)(x, torch.tensor([3, 1], dtype=torch.int32)), expected)
+
+
+def test_wrong_units_of_images():
+    """0…255 floats would come out 255 times too large, in silence."""
+    x = pixels(2, 3, 8, 8).float()
+    for images in (x, x.permute(0, 2, 3, 1).numpy()):
+        with pytest.raises(ValueError, match="divide 0…255 images by 255"):
+            BatchTransform(4, mean=0.5, std=0.25)(images)
+    assert BatchTransform(4)(x).max() > 2  # nothing is normalized
+    assert BatchTransform(4, mean=0.5, std=0.25)(x[:0]).shape == (0, 3, 4, 4)
+
+
+def test_compiled_as_a_whole():
+    """The transform's count goes on in compiled code."""
+    x, eager = pixels(3, 3, 12, 12), BatchTransform(8, hflip=True, seed=0)
+    compiled = torch.compile(BatchTransform(8, hflip=True, seed=0), backend="aot_eager")
+    for _ in range(10):
+        assert torch.equal(compiled(x), eager(x))

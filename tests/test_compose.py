@@ -73,6 +73,8 @@ def test_pairs_state_layout_and_pickle():
     assert torch.equal(other(x), expected)
     assert torch.equal(copy(x), expected)
     assert t(x.permute(0, 2, 3, 1).numpy(), [3, 1]).shape == (2, 3, 16, 16)
+    _, params = Compose([RandomCrop(16)], return_params=True)(x)
+    assert params["top"].shape == (6,)
 
 
 REFUSED = {
@@ -106,5 +108,7 @@ def test_refuses(name):
 def test_refuses_strangers():
     with pytest.raises(TypeError, match=r"Linear cannot fuse; the transforms are those of fastdl\.data"):
         Compose([torch.nn.Linear(1, 1)])
+    with pytest.raises(TypeError, match="a list of them, got RandomCrop"):
+        Compose(RandomCrop(8))
     with pytest.raises(TypeError, match="boxes, masks and dictionaries"):
         Compose([RandomCrop(8)])({"image": images()})

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 import traceback
+import types
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastdl.data import Prefetcher
+from fastdl.data import Prefetcher, ResidentDataset
 
 Pair = collections.namedtuple("Pair", "x y")
 
@@ -45,6 +47,7 @@ def test_order_and_structure():
         Batch(torch.full((2,), 3.0), "b"),
         None,
         collections.OrderedDict(a=torch.ones(1)),
+        collections.UserDict(a=torch.ones(1)),
     ]
     got = list(Prefetcher(batches))
     assert [type(b) for b in got] == [type(b) for b in batches]
@@ -54,6 +57,15 @@ def test_order_and_structure():
     assert torch.equal(got[1].x, batches[1].x)
     assert torch.equal(got[2].x, batches[2].x)
     assert got[2].name == "b"
+
+
+def test_unusual_batches_move():
+    """Read-only mappings come as dicts; a packed sequence keeps its batch sizes on the host, as torch demands."""
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    first, second = Prefetcher([types.MappingProxyType({"x": torch.ones(2)}), packed], "meta")
+    assert first["x"].is_meta
+    assert second.data.is_meta
+    assert second.batch_sizes.tolist() == [2, 2, 1]
 
 
 def test_data_loader_and_repeated_passes():
@@ -186,6 +198,28 @@ def test_state_is_that_of_the_batch_handed_out():
     assert [int(b) for b in other] == [3, 4, 5, 6]
 
 
+def test_state_after_a_whole_pass_is_the_loaders():
+    data = ResidentDataset(np.zeros((6, 4, 4, 3), np.uint8), batch_size=2)
+    prefetcher = Prefetcher(data)
+    list(prefetcher)
+    assert prefetcher.state_dict() == {"epoch": 1, "position": 0}
+    next(iter(prefetcher))
+    assert prefetcher.state_dict() == {"epoch": 1, "position": 1}
+    prefetcher.set_epoch(5)
+    assert prefetcher.state_dict() == {"epoch": 5, "position": 0}
+
+
+def test_loaders_without_state():
+    """Frameworks ask by hasattr; the answer is the loader's, through two prefetchers too."""
+    prefetcher = Prefetcher(Prefetcher([torch.ones(1), torch.ones(1)]))
+    assert len(list(prefetcher)) == len(prefetcher) == 2
+    assert not any(hasattr(prefetcher, name) for name in ("state_dict", "load_state_dict", "set_epoch"))
+    assert "depth=2" in repr(prefetcher)
+    resident = Prefetcher(Prefetcher(ResidentDataset(np.zeros((6, 4, 4, 3), np.uint8), batch_size=2)))
+    next(iter(resident))
+    assert resident.state_dict() == {"epoch": 0, "position": 1}
+
+
 def test_flat_memory_and_threads_over_40_epochs():
     prefetcher = Prefetcher(DataLoader(TensorDataset(torch.ones(64, 100)), batch_size=8))
     for epoch in range(40):
@@ -209,7 +243,8 @@ def test_the_interpreter_exits_in_the_middle_of_a_pass():
 
 @pytest.mark.parametrize(("arguments", "options", "error", "text"), [
     ((5,), {}, TypeError, "loader must be an iterable of batches, got int"),
-    (([],), {"depth": 0}, ValueError, "depth must be at least 1 batch, got 0"),
+    (([],), {"depth": 0}, ValueError, "whole number of at least 1 batch, got 0"),
+    (([],), {"depth": 1.5}, ValueError, "whole number of at least 1 batch, got 1.5"),
     (([], "no such device"), {}, RuntimeError, "no such device"),
 ])  # fmt: skip
 def test_errors(arguments, options, error, text):

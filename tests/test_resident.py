@@ -95,6 +95,7 @@ def test_resumes_within_an_epoch():
 def test_sources(tmp_path):
     gray = numbered(4, 1)[..., 0]
     assert ResidentDataset(gray, transform=BatchTransform(2)).images.shape == (4, 6, 5, 1)
+    assert ResidentDataset(torch.from_numpy(gray.copy())).images.shape == (4, 1, 6, 5)
     for names in (("images", "labels"), ("x", "y"), ("arr_0", "arr_1")):
         np.savez(tmp_path / "a.npz", **{names[0]: numbered(), names[1]: np.arange(10)[:, None]})
         data = ResidentDataset(tmp_path / "a.npz", transform=BatchTransform(2, dtype=torch.uint8))
@@ -103,8 +104,24 @@ def test_sources(tmp_path):
     np.savez(tmp_path / "b.npz", pictures=gray)
     with pytest.raises(KeyError, match="it has pictures"):
         ResidentDataset(tmp_path / "b.npz")
+    np.save(tmp_path / "b.npy", gray)
+    with pytest.raises(ValueError, match=r"a folder or an \.npz"):
+        ResidentDataset(tmp_path / "b.npy")
+    with pytest.raises(ValueError, match=r"looks like \(N, C, H, W\)"):
+        ResidentDataset(np.zeros((2, 3, 32, 32), np.uint8))
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         ResidentDataset(tmp_path / "c")
+
+
+def test_labels_suit_losses():
+    """Archives hold labels as uint8, which no loss takes."""
+    for kind in (np.uint8, np.uint16, np.int32):
+        data = ResidentDataset(numbered(), np.arange(10).astype(kind))
+        assert data.labels.dtype == torch.int64
+        torch.nn.functional.cross_entropy(torch.zeros(10, 10), next(iter(data))[1])
+    assert ResidentDataset(numbered(), [0.5] * 10).labels.is_floating_point()
+    with pytest.raises(TypeError, match=r"labels must be numbers.*return_inverse"):
+        ResidentDataset(numbered(2), ["cat", "dog"])
 
 
 @pytest.fixture
@@ -116,6 +133,7 @@ def folder(tmp_path):
             image.new("RGB", size, color).save(tmp_path / name / f"{i}.png")
         image.new("L", (20, 20), 9).save(tmp_path / name / "deeper" / "gray.JPEG")
         (tmp_path / name / "notes.txt").write_text("no image")
+        (tmp_path / name / "._0.png").write_bytes(b"left by a file manager")
     (tmp_path / ".cache").mkdir()
     return tmp_path
 
@@ -144,6 +162,16 @@ def test_pictures_are_turned_upright(tmp_path):
     assert data.images[0, 25:].mean() > 250
 
 
+def test_pictures_of_16_bits_keep_their_grays(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    image.fromarray(np.full((8, 8), 257 * 40, np.uint16)).save(tmp_path / "a" / "x.png")
+    assert (ResidentDataset(tmp_path, size=8).images == 40).all()
+    image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "a" / "y.tiff")
+    with pytest.raises(ValueError, match=r"y\.tiff: pixels of mode F have no scale"):
+        ResidentDataset(tmp_path, size=8)
+
+
 def test_bad_folders(folder):
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="none in empty"):
@@ -151,8 +179,9 @@ def test_bad_folders(folder):
     (folder / "empty" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot decode .*broken\.png"):
         ResidentDataset(folder)
-    with pytest.raises(ValueError, match="size must be positive"):
-        ResidentDataset(folder, size=0)
+    for size in (0, (1, 2, 3), 8.0):
+        with pytest.raises(ValueError, match="size must be a positive int"):
+            ResidentDataset(folder, size=size)
 
 
 def test_bad_arguments():
@@ -196,6 +225,8 @@ def test_statistics_of_floats():
 
 
 def test_statistics_refuse():
+    with pytest.raises(TypeError, match="images or an iterable of batches, got int"):
+        channel_stats(3)
     with pytest.raises(ValueError, match="no images"):
         channel_stats([])
     with pytest.raises(ValueError, match="must lie in"):

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <new>
+#include <vector>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 #include "augment/rule.cuh"
@@ -10,8 +12,10 @@
 // One function, compiled for several generations of x86; the loader picks. Elsewhere the baseline has
 // vectors.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FASTDL_X86_CLONES 1
 #define FASTDL_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
+#define FASTDL_X86_CLONES 0
 #define FASTDL_CLONES
 #endif
 #define FASTDL_INLINE __attribute__((always_inline)) inline
@@ -21,53 +25,93 @@ namespace fastdl::augment {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// Rounding to nearest even without branches, so that loops over it vectorize.
-FASTDL_INLINE void store(float value, float* to) { *to = value; }
+constexpr int kWidest = 16;  // floats of a vector
 
-FASTDL_INLINE void store(float value, BFloat16* to) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  to->x = uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+inline int64_t padded(int64_t n) { return (n + kWidest - 1) / kWidest * kWidest; }
+
+// Memory on which vectors of any length lie within cache lines.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+};
+template <class T>
+using Buffer = std::vector<T, Aligned<T>>;
+
+// Rounding to nearest even without branches, so that loops over it vectorize. kNumber: the value is no NaN.
+template <bool kNumber>
+FASTDL_INLINE void store(float value, float* to) {
+  *to = value;
 }
 
+template <bool kNumber>
+FASTDL_INLINE void store(float value, BFloat16* to) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  to->x = uint16_t(!kNumber && (bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+}
+
+template <bool kNumber>
 FASTDL_INLINE void store(float value, Half* to) {
   const uint32_t bits = std::bit_cast<uint32_t>(value), sign = bits & 0x80000000, size = bits ^ sign;
   const uint32_t normal = (size - (112u << 23) + 0xFFF + ((size >> 13) & 1)) >> 13;
   // Below 2^-14 adding 0.5 leaves the subnormal's bits, rounded, at the bottom of the sum.
   const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3F000000;
-  const uint32_t large = size > 0x7F800000 ? 0x7E00 : 0x7C00;
+  const uint32_t large = !kNumber && size > 0x7F800000 ? 0x7E00 : 0x7C00;
   const uint32_t result = size >= 0x47800000 ? large : size < 0x38800000 ? subnormal : normal;
   to->x = uint16_t(result | (sign >> 16));
 }
 
-FASTDL_INLINE void store(float value, uint8_t* to) { *to = to_byte(value); }
+template <bool kNumber>
+FASTDL_INLINE void store(float value, uint8_t* to) {
+  *to = to_byte(value);
+}
 
 // kByte: values are 0…255 (uint8 images, or their interpolation).
 template <bool kByte, class In, class Out>
 FASTDL_INLINE void convert_one(In in, Out* out, const Channel& c) {
-  if constexpr (std::is_same_v<Out, uint8_t>) {
-    store(kByte ? float(in) : float(in) * 255, out);
+  if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, uint8_t>) {
+    *out = in;  // bytes as they are
+  } else if constexpr (std::is_same_v<Out, uint8_t>) {
+    store<kByte>(kByte ? float(in) : float(in) * 255, out);
   } else {
-    store(normalize(float(in), c, kByte), out);
+    store<kByte>(normalize(float(in), c, kByte), out);
   }
 }
 
-// One channel.
+// `rows` of n pixels of one channel.
 template <bool kByte, class In, class Out>
-FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n, Channel c) {
-  for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
+FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restrict out, int64_t out_row,
+                           int64_t rows, int64_t n, Channel c) {
+  for (; rows > 0; --rows, in += in_row, out += out_row) {
+    for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
+  }
 }
 
 // Interleaved channels: constants of element i are those of i % period; they are repeated to a useful length.
 template <bool kByte, class In, class Out>
-FASTDL_CLONES void convert(const In* __restrict in, Out* __restrict out, int64_t n,
-                           const float* __restrict high, const float* __restrict low,
+FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restrict out, int64_t out_row,
+                           int64_t rows, int64_t n, const float* __restrict high, const float* __restrict low,
                            const float* __restrict bias, int64_t period) {
-  for (int64_t begin = 0; begin < n; begin += period) {
-    const int64_t count = std::min(period, n - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      convert_one<kByte>(in[begin + i], out + begin + i, Channel{high[i], low[i], bias[i]});
+  for (; rows > 0; --rows, in += in_row, out += out_row) {
+    for (int64_t begin = 0; begin < n; begin += period) {
+      const int64_t count = std::min(period, n - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        convert_one<kByte>(in[begin + i], out + begin + i, Channel{high[i], low[i], bias[i]});
+      }
     }
   }
+}
+
+// Asks for n elements that are read soon: processors see no pattern in the ends of short rows.
+template <class T>
+FASTDL_INLINE void prefetch(const T* from, int64_t n) {
+  const char* bytes = reinterpret_cast<const char*>(from);
+  for (int64_t b = 0; b < n * int64_t(sizeof(T)); b += 64) __builtin_prefetch(bytes + b);
 }
 
 constexpr int64_t kChunk = 256;

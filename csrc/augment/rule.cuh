@@ -142,7 +142,7 @@ struct Tent {
     return total;
   }
   // At most so many pixels lie under a tent.
-  FASTDL_HOST_DEVICE int32_t most() const { return int32_t((reach + out - 1) / out + 1); }
+  FASTDL_HOST_DEVICE int32_t most() const { return int32_t((reach + out - 1) / out); }
 };
 
 // A channel's constants. uint8 images: x * high + bias + x * low, where high + low = 1 / (255 std) in two

@@ -32,7 +32,7 @@ class Worker {
         h_(plan_.height),
         w_(plan_.width),
         x_(w_) {
-    const int64_t pixels = p_.channels_last ? std::min(h_ * w_, (255 + c_) / c_) : 0;
+    const int64_t pixels = p_.channels_last ? std::min<int64_t>(h_ * w_, 64) : 0;  // whole vectors
     for (int64_t i = 0; i < pixels * c_; ++i) {
       high_.push_back(p_.channels[i % c_].high);
       low_.push_back(p_.channels[i % c_].low);
@@ -54,12 +54,22 @@ class Worker {
 
  private:
   static constexpr bool kByte = std::is_same_v<In, uint8_t>;
+  static constexpr int64_t kRows = 8;  // of output at a time in a resize
   static constexpr int64_t kBand =
       1 << 13;  // elements fetched before they are converted: they stay in the cache
 
   void crop(const In* image, const Box& box, Out* output) {
     // x_: the source pixel of each output pixel, mirrored; [begin, end) of them lie inside the image.
     const int64_t left = box.left - plan_.pad_left, top = box.top - plan_.pad_top;
+    const bool inside = left >= 0 && top >= 0 && left + w_ <= plan_.in_width && top + h_ <= plan_.in_height;
+    if (inside && !box.flip &&
+        (p_.channels_last ? p_.stride[1] == 1 && p_.stride[3] == c_ : p_.stride[3] == 1)) {
+      const In* corner = image + top * p_.stride[2] + left * p_.stride[3];
+      for (int64_t i = 0; i < (p_.channels_last ? 1 : c_); ++i) {
+        emit(corner + i * p_.stride[1], p_.stride[2], i, output, 0, h_, w_ * (p_.channels_last ? c_ : 1));
+      }
+      return;
+    }
     int64_t begin = std::clamp<int64_t>(-left, 0, w_),
             end = std::clamp<int64_t>(plan_.in_width - left, begin, w_);
     for (int64_t x = 0; x < w_; ++x) {
@@ -75,7 +85,10 @@ class Worker {
         In* to = band_.data() + r * w_ * (p_.channels_last ? c_ : 1);
         fetch(row < 0 ? nullptr : image + row * p_.stride[2], to, count * w_, begin, end, box.flip);
       }
-      emit(band_.data(), output, y, count);
+      for (int64_t i = 0, n = count * w_ * (p_.channels_last ? c_ : 1); i < (p_.channels_last ? 1 : c_);
+           ++i) {
+        emit(band_.data() + i * n, 0, i, output, y, 1, n);
+      }
     }
   }
 
@@ -98,81 +111,72 @@ class Worker {
     }
   }
 
-  // Converts `count` rows from `y` on, planar (C, count, w) or interleaved (count, w, C).
+  // Converts a band of pixels to rows y, y + 1, … of output: of one plane, or of interleaved channels.
   template <class Pixel>
-  void emit(const Pixel* band, Out* output, int64_t y, int64_t count) {
-    const int64_t n = count * w_;
+  void emit(const Pixel* band, int64_t row, int64_t plane, Out* output, int64_t y, int64_t rows, int64_t n) {
     if (p_.channels_last) {
-      convert<kByte>(band, output + y * w_ * c_, n * c_, high_.data(), low_.data(), bias_.data(),
-                     int64_t(high_.size()));
-      return;
-    }
-    for (int64_t c = 0; c < c_; ++c) {
-      convert<kByte>(band + c * n, output + (c * h_ + y) * w_, n, p_.channels[c]);
+      convert<kByte>(band, row, output + y * w_ * c_, w_ * c_, rows, n, high_.data(), low_.data(),
+                     bias_.data(), int64_t(high_.size()));
+    } else {
+      convert<kByte>(band, row, output + (plane * h_ + y) * w_, w_, rows, n, p_.channels[plane]);
     }
   }
 
-  // Weights of all pixels of one axis: those of pixel i start at i * most, over source pixels first[i] on.
-  struct Axis {
-    std::vector<int32_t> first, count;
-    std::vector<float> weight;
-    int64_t most = 0;
-
-    void set(int32_t length, int32_t out) {
-      const Tent tent(length, out);
-      most = tent.most();
-      first.resize(out), count.resize(out), weight.resize(out * most);
-      for (int64_t i = 0; i < out; ++i) {
-        first[i] = tent.first(i), count[i] = tent.last(i) - first[i];
-        const float sum = float(tent.sum(i));
-        for (int k = 0; k < count[i]; ++k)
-          weight[i * most + k] = float(tent.height_at(i, first[i] + k)) / sum;
-      }
-    }
-  };
-
   void resize(const In* image, const Box& box, Out* output) {
-    rows_.set(box.height, plan_.height);
-    columns_.set(box.width, plan_.width);
+    const bool last = p_.channels_last;
+    const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = std::max(box.width * inner, kBlock);
+    const int64_t line = padded(std::max(n, w_ * inner)) + 2 * kWidest;
+    across_.set(box.width, plan_.width);
+    if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, column_lanes());
+    down_.set(box.height, plan_.height);
     const In* corner = image + box.top * p_.stride[2] + box.left * p_.stride[3];
-    int64_t channel = p_.stride[1], row = p_.stride[2], pixel = p_.stride[3];
-    const bool interleaved = channel == 1 && pixel == c_;
-    if (!interleaved && pixel != 1) {  // strides that no vector loop takes: a planar copy first
-      band_.resize(box.height * box.width * c_);
-      channel = int64_t(box.height) * box.width, row = box.width;
+    int64_t row = p_.stride[2], plane = p_.stride[1];
+    const bool as_output = last ? plane == 1 && p_.stride[3] == c_ : p_.stride[3] == 1;
+    if (!as_output || n > box.width * inner) {  // first a copy in the output's layout, of rows long enough
+      plane = last ? 1 : box.height * n;
+      band_.resize(box.height * n * planes);
       for (int64_t y = 0; y < box.height; ++y) {
-        copy_pixels(corner + y * p_.stride[2], p_.stride[3], p_.stride[1], band_.data() + y * row, 1, channel,
+        copy_pixels(corner + y * row, p_.stride[3], p_.stride[1], band_.data() + y * n, inner, plane,
                     box.width, c_);
       }
-      corner = band_.data(), pixel = 1;
+      corner = band_.data(), row = n;
     }
-    // Eight rows of output at a time: blend source rows, turn the sums, blend columns, turn back.
-    const int64_t line = box.width * (interleaved ? c_ : 1), planes = interleaved ? 1 : c_;
-    const int64_t padded = (line * planes + kLanes - 1) / kLanes * kLanes;
-    sum_.resize(padded * kLanes), turned_.resize(padded * kLanes), pixels_.resize(w_ * c_ * kLanes);
-    const Columns columns{columns_.first.data(), columns_.count.data(), columns_.weight.data(),
-                          columns_.most,         interleaved ? c_ : 1,  interleaved ? 1 : line};
-    for (int64_t y = 0; y < h_; y += kLanes) {
-      const int64_t count = std::min<int64_t>(kLanes, h_ - y);
-      for (int64_t i = 0; i < count * planes; ++i) {
-        const int64_t at = y + i / planes, plane = i % planes;
-        blend_rows(corner + rows_.first[at] * row + plane * channel, row,
-                   rows_.weight.data() + at * rows_.most, rows_.count[at],
-                   sum_.data() + i / planes * padded + plane * line, line);
+    sum_.resize(kRows * line), pixels_.resize(kRows * line);
+    for (int64_t y = 0; y < h_; y += kRows) {
+      const int64_t count = std::min(kRows, h_ - y);
+      // The source rows that the next rows of output need and these do not.
+      const int64_t next = down_.first[std::min(y + 2 * kRows, h_) - 1] + down_.most;
+      const int64_t begin = down_.first[y + count - 1] + down_.most,
+                    end = std::min<int64_t>(next, box.height);
+      for (int64_t i = 0; i < planes; ++i) {
+        for (int64_t r = begin; r < end; ++r) prefetch(corner + i * plane + r * row, n);
+        blend_rows(corner + i * plane, row, down_, y, count, sum_.data(), line, n);
+        blend_columns(sum_.data(), padded(n), line, count, inner, box.flip);
+        emit(pixels_.data(), line, i, output, y, count, w_ * inner);
       }
-      turn_rows(sum_.data(), padded, turned_.data(), padded);
-      blend_columns(turned_.data(), columns, pixels_.data(), w_ * c_, w_, c_, !p_.channels_last, box.flip);
-      for (int64_t i = 0; i < count; ++i) emit(pixels_.data() + i * w_ * c_, output, y + i, 1);
     }
+  }
+
+  void blend_columns(const float* from, int64_t from_n, int64_t line, int64_t lines, int64_t inner,
+                     bool flip) {
+    if (across_.most > kTogether) {
+      turned_.resize(from_n * kRows);
+      return blend_turned(from, from_n, across_, inner, flip, turned_.data(), pixels_.data(), line);
+    }
+#if FASTDL_X86_CLONES
+    if (column_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
+#endif
+    blend_columns_narrow<kByte>(from, columns_, pixels_.data(), line, lines);
   }
 
   const Problem& p_;
   const Plan& plan_;
   const int64_t c_, h_, w_;
-  std::vector<int32_t> x_;
-  std::vector<float> high_, low_, bias_, sum_, turned_, pixels_;
-  std::vector<In> band_;
-  Axis rows_, columns_;
+  Buffer<int32_t> x_;
+  Buffer<float> high_, low_, bias_, rows_, sum_, turned_, pixels_;
+  Buffer<In> band_;
+  Taps down_, across_;
+  Columns columns_;
 };
 
 }  // namespace fastdl::augment
