@@ -10,10 +10,10 @@ import subprocess
 import sys
 from glob import glob
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, setup
 
-MIN_TORCH = (2, 10)
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves every later torch
 
 
@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     fail(f"building needs {error.name}, which {sys.executable} lacks: pip install 'torch>=2.10' ninja pybind11, "
          "then pip install --no-build-isolation .")  # fmt: skip
-if tuple(int(x) for x in re.findall(r"\d+", torch.__version__)[:2]) < MIN_TORCH:
+if tuple(int(x) for x in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
     fail(f"found torch {torch.__version__}, needs 2.10 or newer: pip install 'torch>=2.10'")
 
 
@@ -64,9 +64,8 @@ cuda = cuda_home()
 common = ["-std=c++20", "-O3", "-g0", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
 cxx = [*common, "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
 cxx += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]  # as torch: sqrt vectorises, bits agree
-sources = ["csrc/module.cpp", *sorted(glob("csrc/*/cpu.cpp"))]
+sources, args = ["csrc/module.cpp", *sorted(glob("csrc/*/cpu.cpp"))], {"cxx": cxx}
 link, library_dirs = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"], cpp_extension.library_paths()
-args = {"cxx": cxx}
 if cuda:
     cpp_extension.CUDA_HOME = cuda  # None under a CPU-only torch, which would then not find nvcc
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:  # torch would take 9.0, without wgmma; 9.0a's PTX runs on 9.0 alone
@@ -76,12 +75,13 @@ if cuda:
     args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
-                    *(f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS",
-                                                               "BFLOAT16_CONVERSIONS"))]  # fmt: skip
+                    *(f"-U__CUDA_NO_{x}_OPERATORS__" for x in ("HALF", "HALF2")),
+                    *(f"-U__CUDA_NO_{x}_CONVERSIONS__" for x in ("HALF", "BFLOAT16"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]
     link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+digest = run_path("fastdl/_sources.py")["write_header"](Path("csrc"), bool(cuda), Path("build/include/sources.h"))
 # pybind11 before torch, whose own copy refuses the stable ABI in some versions
-include_dirs = [os.path.abspath("csrc"), pybind11.get_include(), *cpp_extension.include_paths()]
+include_dirs = [os.path.abspath("csrc"), digest, pybind11.get_include(), *cpp_extension.include_paths()]
 extension = Extension(
     "fastdl._C", sources, include_dirs=include_dirs, language="c++", library_dirs=library_dirs, libraries=["torch_cpu"],
     extra_compile_args=args, extra_link_args=link,

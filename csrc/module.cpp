@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 #include <string>
 
+#include "sources.h"  // written by setup.py
+
 #if defined(FASTDL_CUDA)
 #include <cuda_runtime_api.h>
 #define FASTDL_TEXT(...) #__VA_ARGS__
@@ -33,6 +35,7 @@ py::dict build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["torch_abi"] = "2.10";
+  info["sources"] = FASTDL_SOURCES;
   return info;
 }
 
@@ -41,7 +44,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of fastdl";
   m.def("build_info", &build_info,
-        "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI");
+        "What this library was built with: CUDA toolkit and archs (None without), compiler, torch ABI, "
+        "digest of the sources");
   bind_augment(m);
   bind_batch_norm(m);
   bind_gemm(m);

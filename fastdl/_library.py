@@ -9,9 +9,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastdl._sources import digest
 
 try:
     # Before any schema: a library built for another torch then raises here instead of aborting the process later.
@@ -23,6 +26,18 @@ except ImportError as error:
     ) from error
 
 BUILD: dict[str, Any] = _C.build_info()
+
+
+def check_sources(csrc: Path) -> None:
+    """Raise ImportError where `csrc`, in a source tree, is no longer what the library was compiled from."""
+    if (csrc / "module.cpp").exists() and BUILD.get("sources") != digest(csrc, bool(BUILD["cuda"])):
+        raise ImportError(
+            f"fastdl: the compiled library {_C.__file__} is older than the sources in {csrc}. Rebuild it with "
+            "`./dev build`, or with `pip install --no-build-isolation -e .` in that tree."
+        )
+
+
+check_sources(Path(__file__).parents[1] / "csrc")
 _definitions = torch.library.Library("fastdl", "DEF")
 _ops: dict[str, "Op"] = {}
 _warned: set[str] = set()

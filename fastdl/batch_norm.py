@@ -15,7 +15,8 @@ from torch.autograd.graph import increment_version
 
 from fastdl._library import BUILD, define
 from fastdl.activation import CODES, activate, activation_backward, check_activation
-from fastdl.batch_norm_checks import check, check_dropout
+from fastdl.batch_norm_checks import check
+from fastdl.dropout import check_probability
 from fastdl.philox import keep_mask, new_seed
 
 _NAMES = {code: name for name, code in CODES.items()}
@@ -227,7 +228,7 @@ def batch_norm(
     gelu_tanh; dropout acts in training only. Gradients to any order. Raises torch's errors, with nothing written.
     """
     p = dropout if training else 0.0
-    check_dropout(dropout)
+    check_probability(dropout)
     return _batch_norm(input, running_mean, running_var, None, weight, bias, training, momentum, eps, activation,
                        residual, p)  # fmt: skip
 
@@ -241,7 +242,7 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         activation: str | None = None, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         check_activation(type(self).__name__, activation)
-        check_dropout(dropout)
+        check_probability(dropout)
         no_bias = {} if bias else {"bias": False}  # torch 2.10 has no such keyword
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **no_bias)
         self.activation, self.dropout = activation, dropout

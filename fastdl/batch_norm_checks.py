@@ -65,9 +65,3 @@ def check(
         raise RuntimeError(f"batch_norm: residual must have the input's dtype {input.dtype}, got {residual.dtype}; "
                            "cast it first")  # fmt: skip
     check_activation("batch_norm", activation)
-
-
-def check_dropout(dropout: float) -> None:
-    """Raise ValueError unless `dropout` is a probability."""
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout}")

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from fastdl._init import CONSTANT, NORMAL, TRUNCATED, UNIFORM, Fill, Rule, check, key_of, new_seed, place, run
+from fastdl import _init
+
+__all__ = [
+    "Stream", "calculate_gain", "constant_", "initialize", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_",
+    "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Stream(TypedDict, total=False):
@@ -35,30 +44,32 @@ class Stream(TypedDict, total=False):
     global_shape: Sequence[int] | None
 
 
+_Rule = _init.Rule
+
 # Rules: how a tensor's shape and the arguments become a distribution. The errors are torch's.
 
 
-def _constant(tensor: Tensor, val: float) -> Rule:
-    return Rule(CONSTANT, (val,))
+def _constant(tensor: Tensor, val: float) -> _Rule:
+    return _Rule(_init.CONSTANT, (val,))
 
 
-def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Rule:
+def _uniform(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> _Rule:
     limit = torch.finfo(tensor.dtype).max if tensor.is_floating_point() else math.inf
     for name, value in (("from", a), ("to", b)):
         if not -limit <= value <= limit:
             raise RuntimeError(f"{name} is out of bounds for {str(tensor.dtype).removeprefix('torch.')}")
     if a > b:
         raise RuntimeError(f"uniform_ expects to return a [from, to) range, but found from={a} > to={b}")
-    return Rule(UNIFORM, (a, b))
+    return _Rule(_init.UNIFORM, (a, b))
 
 
-def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Rule:
+def _normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> _Rule:
     if not std >= 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {std}")
-    return Rule(NORMAL, (mean, std))
+    return _Rule(_init.NORMAL, (mean, std))
 
 
-def _trunc_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Rule:
+def _trunc_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> _Rule:
     if not std > 0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std {std}; trunc_normal_ needs std > 0")
     if not a <= b:
@@ -74,8 +85,8 @@ def _trunc_normal(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
         raise ValueError(f"trunc_normal_: [a, b] = [{a}, {b}] must come within 6 std of mean; mean={mean}, std={std}")
     if low + high > 0:  # mirrored, so that the probabilities are small numbers, which float32 holds well
         low, high, std = -high, -low, -std
-    return Rule(
-        TRUNCATED, (mean, std, a, b, 0.5 * math.erfc(-low / math.sqrt(2)), 0.5 * math.erfc(-high / math.sqrt(2)))
+    return _Rule(
+        _init.TRUNCATED, (mean, std, a, b, 0.5 * math.erfc(-low / math.sqrt(2)), 0.5 * math.erfc(-high / math.sqrt(2)))
     )
 
 
@@ -97,25 +108,25 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
     return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))
 
 
-def _xavier_uniform(tensor: Tensor, gain: float = 1.0) -> Rule:
+def _xavier_uniform(tensor: Tensor, gain: float = 1.0) -> _Rule:
     bound = math.sqrt(3.0) * _xavier_std(tensor, gain)
     return _uniform(tensor, -bound, bound)
 
 
-def _xavier_normal(tensor: Tensor, gain: float = 1.0) -> Rule:
+def _xavier_normal(tensor: Tensor, gain: float = 1.0) -> _Rule:
     return _normal(tensor, 0.0, _xavier_std(tensor, gain))
 
 
-def _kaiming_uniform(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Rule:
+def _kaiming_uniform(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> _Rule:
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
     return _uniform(tensor, -bound, bound)
 
 
-def _kaiming_normal(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Rule:
+def _kaiming_normal(tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> _Rule:
     return _normal(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity))
 
 
-_SCHEMES: dict[str, Callable[..., Rule]] = {
+_SCHEMES: dict[str, Callable[..., _Rule]] = {
     "zeros": lambda tensor: _constant(tensor, 0.0),
     "constant": _constant,
     "uniform": _uniform,
@@ -144,10 +155,10 @@ def _fill(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
         return tensor
     rule = _SCHEMES[scheme](whole, *arguments)
-    local, offset, steps = place(tensor, stream.get("offset", 0), shape)
-    check(local, scheme)
-    seed = new_seed(generator) if seed is None else int(seed)
-    run([Fill(local, rule, key_of(seed, stream.get("name", "")), offset, steps)])
+    local, offset, steps = _init.place(tensor, stream.get("offset", 0), shape)
+    _init.check(local, scheme)
+    seed = _init.new_seed(generator) if seed is None else int(seed)
+    _init.run([_init.Fill(local, rule, _init.key_of(seed, stream.get("name", "")), offset, steps)])
     return tensor
 
 
@@ -261,7 +272,7 @@ def initialize(
         raise ValueError(f"initialize: scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    seed = new_seed(None) if seed is None else int(seed)
+    seed = _init.new_seed(None) if seed is None else int(seed)
     norms = {id(m.weight) for m in model.modules() if hasattr(m, "eps") and hasattr(m, "weight")}
     fills = []
     for qualified, parameter in model.named_parameters():
@@ -275,8 +286,8 @@ def initialize(
             rule = _SCHEMES[scheme](parameter, **arguments)
         else:
             continue
-        local, offset, steps = place(parameter, 0, None)
-        check(local, scheme)
-        fills.append(Fill(local, rule, key_of(seed, name), offset, steps))
-    run(fills)
+        local, offset, steps = _init.place(parameter, 0, None)
+        _init.check(local, scheme)
+        fills.append(_init.Fill(local, rule, _init.key_of(seed, name), offset, steps))
+    _init.run(fills)
     return model

@@ -1,5 +1,6 @@
 """Backends: one suite runs on the formulas, on the kernels executed on the CPU, and on a GPU."""
 
+import ctypes
 import os
 import re
 
@@ -9,6 +10,7 @@ import torch
 from fastdl import _library
 
 BACKENDS = ["reference", "cpu", "emulated", "cuda"]
+H200 = (132, 227 << 10, 90)  # what the emulator imitates: multiprocessors, shared bytes a block, capability
 
 
 def load_emulated() -> None:
@@ -27,6 +29,18 @@ def load_emulated() -> None:
 @pytest.fixture(scope="session")
 def emulated_library():
     load_emulated()
+
+
+@pytest.fixture
+def library(emulated_library):
+    """The emulated library's own functions; a device or schedule that a test sets is taken back after it."""
+    library = ctypes.CDLL(next(p for p in torch.ops.loaded_libraries if "emulated" in p))
+    library.fastdl_emulator_reset_counters()
+    yield library
+    library.fastdl_emulator_device(*H200)
+    order = ("forward", "reverse", "random").index(os.environ.get("FASTDL_ORDER", "forward"))
+    completion = ("eager", "lazy", "random").index(os.environ.get("FASTDL_COMPLETION", "eager"))
+    library.fastdl_emulator_settings(order, completion, int(os.environ.get("FASTDL_SEED", "0")))
 
 
 class Backend:

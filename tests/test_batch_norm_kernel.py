@@ -1,7 +1,5 @@
 """The batch norm kernels on their own: every regime on small devices, traffic, launches, repeatability."""
 
-import ctypes
-import os
 import random
 import subprocess
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from emulator.counters import counters
 
 from fastdl import _C
 from fastdl.batch_norm import batch_norm_backward_reference, batch_norm_reference, read_mask
@@ -34,19 +33,6 @@ OPS = torch.ops.fastdl_emulated
 H200, A100, TURING = (132, 232448, True), (108, 166912, False), (40, 0, False)
 
 
-@pytest.fixture
-def library(emulated_library):
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("fastdl_emulated::batch_norm_forward", "CPU"):
-        pytest.skip("no kernel")
-    library = ctypes.CDLL(next(p for p in torch.ops.loaded_libraries if "emulated" in p))
-    library.fastdl_emulator_kernels.restype = ctypes.c_char_p
-    yield library
-    library.fastdl_emulator_device(*DEVICES["block"])
-    order = ("forward", "reverse", "random").index(os.environ.get("FASTDL_ORDER", "forward"))
-    completion = ("eager", "lazy", "random").index(os.environ.get("FASTDL_COMPLETION", "eager"))
-    library.fastdl_emulator_settings(order, completion, int(os.environ.get("FASTDL_SEED", "0")))
-
-
 def plan(shape, dtype, operands, device, *, reduces=True, last=False):
     n, c, s = *shape[:2], torch.Size(shape[2:]).numel()
     multiprocessors, shared_bytes, capability = device
@@ -59,14 +45,6 @@ def plan(shape, dtype, operands, device, *, reduces=True, last=False):
 def on_device(library, name, *, last=False):
     library.fastdl_emulator_device(*(ROW_DEVICES if last else DEVICES)[name])
     library.fastdl_emulator_reset_counters()
-
-
-def counters(library):
-    counts = [ctypes.c_uint64() for _ in range(3)]
-    library.fastdl_emulator_counters(b"", *map(ctypes.byref, counts))
-    names = library.fastdl_emulator_kernels().decode()
-    library.fastdl_emulator_reset_counters()
-    return *(c.value for c in counts), names
 
 
 def arguments(shape, dtype, *, residual, activation, p, training=True, mask=False, last=False):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from emulator import build
+from emulator.counters import counters
 from emulator.mistakes import MISTAKES, Mistake
 
 ORDERS = ["forward", "reverse", "random"]
@@ -79,27 +80,14 @@ def test_race_names_both_places(case, mistake, place):
     assert output.count(place) == 2, output
 
 
-class Emulator:
-    """The library's C functions (tests/emulator/control.cpp)."""
-
-    def __init__(self, path: str) -> None:
-        self.library = ctypes.CDLL(path)
-
-    def counters(self, kernel: str = "") -> tuple[int, int, int]:
-        """Launches, bytes read and bytes written of all kernels whose name contains `kernel`."""
-        counts = [ctypes.c_uint64() for _ in range(3)]
-        self.library.fastdl_emulator_counters(kernel.encode(), *map(ctypes.byref, counts))
-        return counts[0].value, counts[1].value, counts[2].value
-
-
 def test_library_is_built_once():
     path = build.build("plain")
     before = os.stat(path).st_mtime_ns
     assert build.build("plain") == path
     assert os.stat(path).st_mtime_ns == before
-    emulator = Emulator(path)
-    emulator.library.fastdl_emulator_reset_counters()
-    assert emulator.counters() == (0, 0, 0)
+    library = ctypes.CDLL(path)
+    library.fastdl_emulator_reset_counters()
+    assert counters(library) == (0, 0, 0, "")
 
 
 def test_unknown_flavour():

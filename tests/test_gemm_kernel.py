@@ -1,10 +1,10 @@
 """The kernels of matrix products on their own: every family and tile, layouts, parts of k, traffic, repeatability."""
 
-import ctypes
 import itertools
 
 import pytest
 import torch
+from emulator.counters import counters
 from test_linear import assert_as_good
 
 from fastdl import _C
@@ -17,28 +17,10 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SEED = 987654321
 
 
-@pytest.fixture
-def library(emulated_library):
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("fastdl_emulated::gemm", "CPU"):
-        pytest.skip("no kernel")
-    library = ctypes.CDLL(next(p for p in torch.ops.loaded_libraries if "emulated" in p))
-    library.fastdl_emulator_kernels.restype = ctypes.c_char_p
-    yield library
-    library.fastdl_emulator_device(132, 227 << 10, 90)
-
-
 def on_device(library, name):
     multiprocessors, capability, shared_bytes = DEVICES[name]
     library.fastdl_emulator_device(multiprocessors, shared_bytes, capability)
     library.fastdl_emulator_reset_counters()
-
-
-def counters(library):
-    counts = [ctypes.c_uint64() for _ in range(3)]
-    library.fastdl_emulator_counters(b"", *map(ctypes.byref, counts))
-    names = library.fastdl_emulator_kernels().decode()
-    library.fastdl_emulator_reset_counters()
-    return *(c.value for c in counts), names
 
 
 def integers(*shape, dtype):

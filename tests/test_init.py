@@ -121,3 +121,9 @@ def test_fans_and_extremes():
     w = init.trunc_normal_(torch.empty(100_000), 0, 1, -6, -3, seed=0)
     assert -6 <= w.min() <= w.max() <= -3
     assert init.normal_(torch.empty(1_000_000), seed=0).abs().max() < 6.4
+
+
+def test_internals_do_not_show():
+    assert dir(init) == sorted(init.__all__)
+    assert all(name in dir(torch.nn.init) for name in init.__all__ if name not in ("Stream", "initialize"))
+    assert {"Fill", "Rule", "key_of", "place", "run"}.isdisjoint(vars(init))

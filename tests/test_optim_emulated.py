@@ -1,10 +1,8 @@
 """The kernel, executed on the CPU: launches, bytes moved, what it keeps between steps, and layouts of the grid."""
 
-import ctypes
-import os
-
 import pytest
 import torch
+from emulator.counters import counters
 from test_optim import assert_near, give_gradients, pair, parameters, twins
 
 from fastdl import _library, optim
@@ -25,23 +23,15 @@ MINIMUM = [
 
 
 @pytest.fixture
-def counted(emulated_library):
+def counted(library):
     """Return a function that takes a step on the kernels and returns launches and bytes."""
-    from emulator.build import build
-
-    library = ctypes.CDLL(build(os.environ.get("FASTDL_FLAVOUR", "plain")))
 
     def step(optimizer, multiprocessors=1):  # few, since every thread of a cooperative launch lives at once
         library.fastdl_emulator_device(multiprocessors, 227 * 1024, 90)
         library.fastdl_emulator_reset_counters()
-        try:
-            with _library.use("emulated"):
-                optimizer.step()
-        finally:
-            library.fastdl_emulator_device(132, 227 * 1024, 90)
-        counts = [ctypes.c_uint64() for _ in range(3)]
-        library.fastdl_emulator_counters(b"", *map(ctypes.byref, counts))
-        return [c.value for c in counts]
+        with _library.use("emulated"):
+            optimizer.step()
+        return counters(library)[:3]
 
     return step
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdl import _C, _library
+
 ROOT = Path(__file__).parent.parent
 FAKE_TORCH = """
 __version__ = {version!r}
@@ -124,6 +126,29 @@ def test_library_of_another_build_says_how_to_make_one(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: fastdl: the compiled library cannot be loaded")
     assert "pip install --no-build-isolation ." in last
+
+
+def test_library_older_than_its_sources_says_how_to_rebuild(tmp_path):
+    """After a pull; otherwise the first call of a new function would be a bare AttributeError."""
+    shutil.copytree(ROOT / "fastdl", tmp_path / "fastdl", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "fastdl" / Path(_C.__file__).name).symlink_to(_C.__file__)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+
+    def import_it() -> str:
+        command = [sys.executable, "-c", "import fastdl"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+
+    (tmp_path / "csrc" / "philox.cuh").write_text("// what Python does not call")
+    assert import_it() == ""
+    (tmp_path / "csrc" / "optim" / "cpu.cpp").write_text("// another signature")
+    last = import_it().splitlines()[-1]
+    assert last.startswith(f"ImportError: fastdl: the compiled library {tmp_path}")
+    assert "is older than the sources" in last
+    assert "./dev build" in last
+
+
+def test_an_installed_library_is_not_compared(tmp_path):
+    _library.check_sources(tmp_path / "csrc")
 
 
 @pytest.mark.slow
