@@ -1,7 +1,9 @@
 // The CPU path of one thread. Crops fetch rows (gather, pad, crop, flip, layout) as they stand, a band at a
 // time, and convert the band in one vectorized loop; resized crops blend rows, then columns.
 #pragma once
+#include <array>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 #include "augment/blend.h"
@@ -37,6 +39,13 @@ class Worker {
       high_.push_back(p_.channels[i % c_].high);
       low_.push_back(p_.channels[i % c_].low);
       bias_.push_back(p_.channels[i % c_].bias);
+    }
+    if constexpr (kByte && sizeof(Out) == 2) {
+      std::array<uint8_t, 256> bytes;
+      std::iota(bytes.begin(), bytes.end(), 0);
+      table_.resize(256 * c_);
+      for (int64_t c = 0; c < c_; ++c)
+        convert<kByte>(bytes.data(), 0, table_.data() + 256 * c, 0, 1, 256, p_.channels[c]);
     }
   }
 
@@ -117,9 +126,18 @@ class Worker {
     if (p_.channels_last) {
       convert<kByte>(band, row, output + y * w_ * c_, w_ * c_, rows, n, high_.data(), low_.data(),
                      bias_.data(), int64_t(high_.size()));
-    } else {
-      convert<kByte>(band, row, output + (plane * h_ + y) * w_, w_, rows, n, p_.channels[plane]);
+      return;
     }
+    Out* to = output + (plane * h_ + y) * w_;
+#if FASTDL_X86_CLONES
+    if constexpr (std::is_same_v<Pixel, uint8_t> && sizeof(Out) == 2) {
+      if (n >= 32 && vector_lanes() == 16) {
+        const uint16_t* table = reinterpret_cast<const uint16_t*>(table_.data()) + 256 * plane;
+        return look_up(band, row, reinterpret_cast<uint16_t*>(to), w_, rows, n, table);
+      }
+    }
+#endif
+    convert<kByte>(band, row, to, w_, rows, n, p_.channels[plane]);
   }
 
   void resize(const In* image, const Box& box, Out* output) {
@@ -127,7 +145,7 @@ class Worker {
     const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = std::max(box.width * inner, kBlock);
     const int64_t line = padded(std::max(n, w_ * inner)) + 2 * kWidest;
     across_.set(box.width, plan_.width);
-    if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, column_lanes());
+    if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, vector_lanes());
     down_.set(box.height, plan_.height);
     const In* corner = image + box.top * p_.stride[2] + box.left * p_.stride[3];
     int64_t row = p_.stride[2], plane = p_.stride[1];
@@ -164,7 +182,7 @@ class Worker {
       return blend_turned(from, from_n, across_, inner, flip, turned_.data(), pixels_.data(), line);
     }
 #if FASTDL_X86_CLONES
-    if (column_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
+    if (vector_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
 #endif
     blend_columns_narrow<kByte>(from, columns_, pixels_.data(), line, lines);
   }
@@ -175,6 +193,7 @@ class Worker {
   Buffer<int32_t> x_;
   Buffer<float> high_, low_, bias_, rows_, sum_, turned_, pixels_;
   Buffer<In> band_;
+  Buffer<Out> table_;  // the values of all bytes, channel by channel
   Taps down_, across_;
   Columns columns_;
 };
