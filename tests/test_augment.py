@@ -100,6 +100,9 @@ CASES = {  # shape, size, options
     "resized": ((5, 3, 37, 29), (16, 21), {"crop": "resized", "hflip": True}),
     "enlarged": ((4, 3, 7, 5), (16, 21), {"crop": "resized", "scale": (0.3, 0.9)}),
     "shrunk": ((2, 1, 90, 70), (3, 2), {"crop": "resized", "scale": (0.9, 1.0)}),
+    "wide": ((2, 3, 20, 150), (9, 141), {"crop": "resized", "ratio": (3, 9), "hflip": True}),  # beyond a vector
+    "wide, shrunk": ((2, 3, 30, 200), (9, 35), {"crop": "resized", "scale": (0.8, 1), "ratio": (4, 9)}),
+    "wide crop": ((3, 3, 9, 150), (7, 133), {"crop": "random", "hflip": True}),
     "center": ((2, 3, 16, 15), (5, 8), {"crop": "center"}),
     "five": ((2, 3, 16, 15), (5, 8), {"crop": "five", "hflip": True}),
     "ten": ((2, 3, 16, 15), (5, 8), {"crop": "ten", "padding": 1}),
@@ -147,6 +150,28 @@ def test_output_dtypes(backend, name, dtype):
 @pytest.mark.parametrize("name", ["random", "resized", "ten", "reflect"])
 def test_float_images_and_channels_last(backend, name):
     check_case(backend, name, torch.float32, source=torch.float32, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["wide", "wide, shrunk", "wide crop"])
+@pytest.mark.parametrize("source", [torch.uint8, torch.float32])
+def test_rows_longer_than_a_vector(backend, name, source):
+    for memory_format, layout in ((torch.contiguous_format, "contiguous"), (torch.channels_last, "channels_last")):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            check_case(backend, name, dtype, source=source, layout=layout, memory_format=memory_format)
+
+
+@pytest.mark.parametrize("name", ["resized", "enlarged", "wide", "wide, shrunk"])
+def test_pixels_beyond_a_tent_do_not_count(name):
+    """Not even infinite ones, of which 0 times them would be NaN."""
+    shape, size, options = CASES[name]
+    images = pixels(*shape, dtype=torch.float32)
+    images[:, :, shape[2] // 2, shape[3] // 2] = float("inf")
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        t = BatchTransform(size, **options, seed=3, return_params=True, memory_format=memory_format)
+        output, params = t(images)
+        expected = numpy_transform(images, params, size, (0,) * 4, "constant", True, 0, 1, torch.float32)
+        assert torch.equal(output, expected)
+        assert output.isinf().any()
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "every second", "transposed", "unaligned", "expanded"])

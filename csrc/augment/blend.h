@@ -247,14 +247,11 @@ FASTDL_INLINE void blend_columns(const float* from, const Columns& columns, floa
 }
 
 #if FASTDL_X86_CLONES
-inline int column_lanes() { return __builtin_cpu_supports("avx512f") ? 16 : 8; }
 template <bool kFinite>
-__attribute__((target("arch=x86-64-v4"))) void blend_columns_wide(const float* from, const Columns& columns,
-                                                                  float* to, int64_t line, int64_t lines) {
+FASTDL_WIDE void blend_columns_wide(const float* from, const Columns& columns, float* to, int64_t line,
+                                    int64_t lines) {
   blend_columns<16, kFinite>(from, columns, to, line, lines);
 }
-#else
-inline int column_lanes() { return 8; }
 #endif
 template <bool kFinite>
 FASTDL_CLONES void blend_columns_narrow(const float* from, const Columns& columns, float* to, int64_t line,

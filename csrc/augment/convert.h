@@ -22,6 +22,14 @@
 
 namespace fastdl::augment {
 
+// Floats of a vector of this processor, where a function asks for it.
+#if FASTDL_X86_CLONES
+#define FASTDL_WIDE __attribute__((target("arch=x86-64-v4")))
+inline int vector_lanes() { return __builtin_cpu_supports("x86-64-v4") ? 16 : 8; }
+#else
+inline int vector_lanes() { return 8; }
+#endif
+
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
@@ -91,6 +99,27 @@ FASTDL_CLONES void convert(const In* __restrict in, int64_t in_row, Out* __restr
     for (int64_t i = 0; i < n; ++i) convert_one<kByte>(in[i], out + i, c);
   }
 }
+
+#if FASTDL_X86_CLONES
+// `rows` of n ≥ 32 bytes to the 16-bit values of a table of 256, which fits eight vector registers.
+FASTDL_WIDE inline void look_up(const uint8_t* in, int64_t in_row, uint16_t* out, int64_t out_row,
+                                int64_t rows, int64_t n, const uint16_t* table) {
+  typedef uint8_t Bytes __attribute__((vector_size(32), aligned(1), may_alias));
+  typedef uint16_t Words __attribute__((vector_size(64), aligned(2), may_alias));
+  Words t[8];
+  for (int i = 0; i < 8; ++i) t[i] = *reinterpret_cast<const Words*>(table + 32 * i);
+  for (; rows > 0; --rows, in += in_row, out += out_row) {
+    for (int64_t begin = 0; begin < n; begin += 32) {  // the last block overlaps the one before
+      const int64_t at = std::min(begin, n - 32);
+      const Words i = __builtin_convertvector(*reinterpret_cast<const Bytes*>(in + at), Words);
+      const Words a = __builtin_shuffle(t[0], t[1], i), b = __builtin_shuffle(t[2], t[3], i);
+      const Words c = __builtin_shuffle(t[4], t[5], i), d = __builtin_shuffle(t[6], t[7], i);
+      const Words low = (i & 64) != 0 ? b : a, high = (i & 64) != 0 ? d : c;
+      *reinterpret_cast<Words*>(out + at) = (i & 128) != 0 ? high : low;
+    }
+  }
+}
+#endif
 
 // Interleaved channels: constants of element i are those of i % period; they are repeated to a useful length.
 template <bool kByte, class In, class Out>

@@ -1,7 +1,9 @@
-// The CPU path of one thread. Crops fetch rows (gather, pad, crop, flip, layout) as they stand, a band at a
-// time, and convert the band in one vectorized loop; resized crops blend rows, then columns.
+// The CPU path of one thread. Crops are converted where they lie, or fetched (gather, pad, flip, layout) a
+// band at a time and then converted; resized crops blend rows, then columns, then convert.
 #pragma once
+#include <array>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 #include "augment/blend.h"
@@ -29,6 +31,8 @@ class Worker {
       : p_(problem),
         plan_(p_.plan),
         c_(int64_t(p_.channels.size())),
+        inner_(p_.channels_last ? c_ : 1),
+        planes_(p_.channels_last ? 1 : c_),
         h_(plan_.height),
         w_(plan_.width),
         x_(w_) {
@@ -37,6 +41,13 @@ class Worker {
       high_.push_back(p_.channels[i % c_].high);
       low_.push_back(p_.channels[i % c_].low);
       bias_.push_back(p_.channels[i % c_].bias);
+    }
+    if constexpr (kByte && sizeof(Out) == 2) {
+      std::array<uint8_t, 256> bytes;
+      std::iota(bytes.begin(), bytes.end(), 0);
+      table_.resize(256 * c_);
+      for (int64_t c = 0; c < c_; ++c)
+        convert<kByte>(bytes.data(), 0, table_.data() + 256 * c, 0, 1, 256, p_.channels[c]);
     }
   }
 
@@ -58,15 +69,17 @@ class Worker {
   static constexpr int64_t kBand =
       1 << 13;  // elements fetched before they are converted: they stay in the cache
 
+  // Whether the pixels of a row lie as the output's do.
+  bool as_output() const { return p_.stride[3] == inner_ && (!p_.channels_last || p_.stride[1] == 1); }
+
   void crop(const In* image, const Box& box, Out* output) {
     // x_: the source pixel of each output pixel, mirrored; [begin, end) of them lie inside the image.
     const int64_t left = box.left - plan_.pad_left, top = box.top - plan_.pad_top;
     const bool inside = left >= 0 && top >= 0 && left + w_ <= plan_.in_width && top + h_ <= plan_.in_height;
-    if (inside && !box.flip &&
-        (p_.channels_last ? p_.stride[1] == 1 && p_.stride[3] == c_ : p_.stride[3] == 1)) {
+    if (inside && !box.flip && as_output()) {
       const In* corner = image + top * p_.stride[2] + left * p_.stride[3];
-      for (int64_t i = 0; i < (p_.channels_last ? 1 : c_); ++i) {
-        emit(corner + i * p_.stride[1], p_.stride[2], i, output, 0, h_, w_ * (p_.channels_last ? c_ : 1));
+      for (int64_t i = 0; i < planes_; ++i) {
+        emit(corner + i * p_.stride[1], p_.stride[2], i, output, 0, h_, w_ * inner_);
       }
       return;
     }
@@ -82,11 +95,10 @@ class Worker {
       const int64_t count = std::min(rows, h_ - y);
       for (int64_t r = 0; r < count; ++r) {
         const int32_t row = source(int32_t(top + y + r), plan_.in_height, plan_.padding);
-        In* to = band_.data() + r * w_ * (p_.channels_last ? c_ : 1);
+        In* to = band_.data() + r * w_ * inner_;
         fetch(row < 0 ? nullptr : image + row * p_.stride[2], to, count * w_, begin, end, box.flip);
       }
-      for (int64_t i = 0, n = count * w_ * (p_.channels_last ? c_ : 1); i < (p_.channels_last ? 1 : c_);
-           ++i) {
+      for (int64_t i = 0, n = count * w_ * inner_; i < planes_; ++i) {
         emit(band_.data() + i * n, 0, i, output, y, 1, n);
       }
     }
@@ -94,7 +106,7 @@ class Worker {
 
   // One row of all channels; `plane`: elements from channel to channel of a planar band.
   void fetch(const In* row, In* to, int64_t plane, int64_t begin, int64_t end, bool flip) {
-    const int64_t step = p_.channels_last ? c_ : 1, channel = p_.channels_last ? 1 : plane;
+    const int64_t step = inner_, channel = p_.channels_last ? 1 : plane;
     const int64_t from = p_.stride[3], from_channel = p_.stride[1];
     if (row == nullptr) begin = end = 0;
     for (int64_t x = 0; x < w_; ++x) {
@@ -117,26 +129,33 @@ class Worker {
     if (p_.channels_last) {
       convert<kByte>(band, row, output + y * w_ * c_, w_ * c_, rows, n, high_.data(), low_.data(),
                      bias_.data(), int64_t(high_.size()));
-    } else {
-      convert<kByte>(band, row, output + (plane * h_ + y) * w_, w_, rows, n, p_.channels[plane]);
+      return;
     }
+    Out* to = output + (plane * h_ + y) * w_;
+#if FASTDL_X86_CLONES
+    if constexpr (std::is_same_v<Pixel, uint8_t> && sizeof(Out) == 2) {
+      if (n >= 32 && vector_lanes() == 16) {
+        const uint16_t* table = reinterpret_cast<const uint16_t*>(table_.data()) + 256 * plane;
+        return look_up(band, row, reinterpret_cast<uint16_t*>(to), w_, rows, n, table);
+      }
+    }
+#endif
+    convert<kByte>(band, row, to, w_, rows, n, p_.channels[plane]);
   }
 
   void resize(const In* image, const Box& box, Out* output) {
-    const bool last = p_.channels_last;
-    const int64_t inner = last ? c_ : 1, planes = last ? 1 : c_, n = std::max(box.width * inner, kBlock);
-    const int64_t line = padded(std::max(n, w_ * inner)) + 2 * kWidest;
+    const int64_t n = std::max(box.width * inner_, kBlock);
+    const int64_t line = padded(std::max(n, w_ * inner_)) + 2 * kWidest;
     across_.set(box.width, plan_.width);
-    if (across_.most <= kTogether) columns_.set(across_, inner, box.flip, column_lanes());
+    if (across_.most <= kTogether) columns_.set(across_, inner_, box.flip, vector_lanes());
     down_.set(box.height, plan_.height);
     const In* corner = image + box.top * p_.stride[2] + box.left * p_.stride[3];
     int64_t row = p_.stride[2], plane = p_.stride[1];
-    const bool as_output = last ? plane == 1 && p_.stride[3] == c_ : p_.stride[3] == 1;
-    if (!as_output || n > box.width * inner) {  // first a copy in the output's layout, of rows long enough
-      plane = last ? 1 : box.height * n;
-      band_.resize(box.height * n * planes);
+    if (!as_output() || n > box.width * inner_) {  // first a copy in the output's layout, of rows long enough
+      plane = p_.channels_last ? 1 : box.height * n;
+      band_.resize(box.height * n * planes_);
       for (int64_t y = 0; y < box.height; ++y) {
-        copy_pixels(corner + y * row, p_.stride[3], p_.stride[1], band_.data() + y * n, inner, plane,
+        copy_pixels(corner + y * row, p_.stride[3], p_.stride[1], band_.data() + y * n, inner_, plane,
                     box.width, c_);
       }
       corner = band_.data(), row = n;
@@ -148,11 +167,11 @@ class Worker {
       const int64_t next = down_.first[std::min(y + 2 * kRows, h_) - 1] + down_.most;
       const int64_t begin = down_.first[y + count - 1] + down_.most,
                     end = std::min<int64_t>(next, box.height);
-      for (int64_t i = 0; i < planes; ++i) {
+      for (int64_t i = 0; i < planes_; ++i) {
         for (int64_t r = begin; r < end; ++r) prefetch(corner + i * plane + r * row, n);
         blend_rows(corner + i * plane, row, down_, y, count, sum_.data(), line, n);
-        blend_columns(sum_.data(), padded(n), line, count, inner, box.flip);
-        emit(pixels_.data(), line, i, output, y, count, w_ * inner);
+        blend_columns(sum_.data(), padded(n), line, count, inner_, box.flip);
+        emit(pixels_.data(), line, i, output, y, count, w_ * inner_);
       }
     }
   }
@@ -164,17 +183,18 @@ class Worker {
       return blend_turned(from, from_n, across_, inner, flip, turned_.data(), pixels_.data(), line);
     }
 #if FASTDL_X86_CLONES
-    if (column_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
+    if (vector_lanes() == 16) return blend_columns_wide<kByte>(from, columns_, pixels_.data(), line, lines);
 #endif
     blend_columns_narrow<kByte>(from, columns_, pixels_.data(), line, lines);
   }
 
   const Problem& p_;
   const Plan& plan_;
-  const int64_t c_, h_, w_;
+  const int64_t c_, inner_, planes_, h_, w_;  // inner_: elements side by side in the output's pixel
   Buffer<int32_t> x_;
   Buffer<float> high_, low_, bias_, rows_, sum_, turned_, pixels_;
   Buffer<In> band_;
+  Buffer<Out> table_;  // the values of all bytes, channel by channel
   Taps down_, across_;
   Columns columns_;
 };
