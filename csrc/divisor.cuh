@@ -1,7 +1,7 @@
 // Division by a number that the host knows: a multiplication and a shift instead of some hundred
 // instructions.
 #pragma once
-#include "simt.h"
+#include "philox.cuh"
 
 namespace fastdl {
 
@@ -20,7 +20,7 @@ struct Divisor {
     magic = uint64_t((power + uint64_t(value) - 1) / uint64_t(value));
   }
 
-  FASTDL_DEVICE int64_t quotient(int64_t n) const {
+  FASTDL_HOST_DEVICE int64_t quotient(int64_t n) const {
     return int64_t(uint64_t((unsigned __int128)(uint64_t(n) << 1) * magic >> 64) >> shift);
   }
 };

@@ -97,20 +97,25 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
 
 _H200 = {"name": "an H200 (not here)", "compute_capability": "9.0", "multiprocessors": 132, "shared_bytes": 232448}
 _BATCH_NORM_SIZES = ((32, 64, 112), (32, 256, 56), (32, 512, 28), (32, 2048, 7), (256, 64, 112), (4, 128, 1024))
+_BATCH_NORM_LAYOUTS = ("contiguous", "channels_last")
 
 
-def _batch_norm_plans(gpu: dict[str, Any]) -> dict[str, str]:
-    """Return how the kernels would share contiguous bfloat16 images among this GPU's blocks, by shape."""
+def _batch_norm_plans(gpu: dict[str, Any], layout: str) -> dict[str, str]:
+    """Return how the kernels would share bfloat16 images among this GPU's blocks, by shape."""
     from fastdl import _C
 
     modern = float(gpu["compute_capability"]) >= 8  # api.cu, limits()
     device = (gpu["multiprocessors"], gpu["shared_bytes"] if modern else 0, float(gpu["compute_capability"]) >= 9)
 
     def plan(n: int, c: int, size: int, operands: int) -> str:
-        p = _C.batch_norm_plan(n, c, size * size, 2, operands, True, True, *device)
+        p = _C.batch_norm_plan(n, c, size * size, 2, operands, True, True, *device, layout == "channels_last")
         shape = f"{p['regime']}, {p['blocks']} blocks"
         shape += (
-            f", {p['team']} a channel" if p["team"] > 1 else f", {p['pack']} channels each" if p["pack"] > 1 else ""
+            f", {p['team']} for {p['pack']} channels"
+            if p["team"] > 1
+            else f", {p['pack']} channels each"
+            if p["pack"] > 1
+            else ""
         )
         return shape + (f", {p['shared_bytes'] >> 10} KiB each" if p["shared_bytes"] else "")
 
@@ -249,7 +254,11 @@ def report(*, ops: bool = True) -> dict[str, Any]:
         "driver": _try(_driver),
         "gpus": gpus,
         "library": library,
-        "batch_norm_plans": {planned["name"]: _try(lambda: _batch_norm_plans(planned)) or {}},
+        "batch_norm_plans": {
+            planned["name"]: {
+                layout: _try(partial(_batch_norm_plans, planned, layout)) or {} for layout in _BATCH_NORM_LAYOUTS
+            }
+        },
         "strict": os.environ.get("FASTDL_STRICT", "0") not in ("", "0"),
     }
     if ops:
@@ -292,9 +301,10 @@ def _text(found: dict[str, Any]) -> str:
         width = max(map(len, found["ops"]), default=0) + 2
         lines += ["", f"On {found['device']} tensors here:"]
         lines += [f"  {name:{width}}{path}" for name, path in found["ops"].items()]
-    for gpu_name, plans in found["batch_norm_plans"].items():
-        lines += ["", f"Batch norm of contiguous bfloat16 images on {gpu_name}:"]
-        lines += [f"  {shape:22}{plan}" for shape, plan in plans.items()]
+    for gpu_name, layouts in found["batch_norm_plans"].items():
+        for layout, plans in layouts.items():
+            lines += ["", f"Batch norm of {layout} bfloat16 images on {gpu_name}:"]
+            lines += [f"  {shape:22}{plan}" for shape, plan in plans.items()]
     return "\n".join(lines)
 
 

@@ -133,7 +133,7 @@ void check_row(const Sizes& size, int64_t n, int64_t c, int64_t stride_s) {
 void check_plan(const Sizes& size, int bytes, int operands, bool reduces, const DeviceLimits& device) {
   require(plan_fits(size, bytes) == (size.s < int64_t(1) << 36), "fits", size.s);
   if (!plan_fits(size, bytes)) return;
-  const ChannelPlan p = plan_channels(size, bytes, operands, reduces, false, device);
+  const Plan p = plan_channels(size, bytes, operands, reduces, false, device);
   const int64_t octets = (size.s + 7) / 8 * (8 / (16 / bytes));
   require(p.slots == size.n * int64_t(p.vectors) && p.vectors >= octets, "slots", p.slots);
   require(p.share > 0 && int64_t(p.share) * p.team >= p.slots, "share", p.share);

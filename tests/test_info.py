@@ -18,9 +18,11 @@ def test_report_fits_json_and_names_this_machine():
     assert report["memory_gib"] > 0
     assert {"dropout", "linear", "AdamW", "BatchTransform", "batch_norm + relu"} <= set(report["ops"])
     assert not [path for path in report["ops"].values() if "does not run" in path]
-    (plans,) = report["batch_norm_plans"].values()
-    assert all(plan.startswith("forward ") and "; backward " in plan for plan in plans.values())
-    assert len(plans) >= 6
+    (layouts,) = report["batch_norm_plans"].values()
+    assert set(layouts) == {"contiguous", "channels_last"}
+    for plans in layouts.values():
+        assert all(plan.startswith("forward ") and "; backward " in plan for plan in plans.values())
+        assert len(plans) >= 6
 
 
 def test_command_prints_text_and_json():

@@ -1,37 +1,10 @@
 // Contiguous (N, C, S): where a block finds its vectors, and how it keeps them in shared memory.
 // channels_forward.cuh and channels_backward.cuh are the kernels.
 #pragma once
-#include "batch_norm/apply.cuh"
+#include "batch_norm/packet.cuh"
 #include "batch_norm/team.cuh"
 
 namespace fastdl::batch_norm {
-
-// 16 bytes as they come from memory: elements are taken apart where they are used.
-using Packet = Vector<uint32_t, 4>;
-
-// Element i of packets.
-template <class scalar_t>
-FASTDL_DEVICE accumulator_t<scalar_t> element(const Packet* packets, int i) {
-  if constexpr (std::is_same_v<scalar_t, bfloat16>) {  // one instruction instead of two for every other
-    const uint32_t pair = packets[i / 8][i / 2 % 4];
-    return __uint_as_float(i % 2 ? pair & 0xFFFF0000u : pair << 16);
-  } else {
-    Vector<scalar_t, kVectorSize<scalar_t>> elements;
-    memcpy(&elements, packets + i / kVectorSize<scalar_t>, sizeof elements);
-    return convert<accumulator_t<scalar_t>>(elements[i % kVectorSize<scalar_t>]);
-  }
-}
-template <class scalar_t>
-using Values = Vector<accumulator_t<scalar_t>, kVectorSize<scalar_t>>;  // what it is computed as
-template <class scalar_t>
-constexpr uint32_t kWhole = (1u << kVectorSize<scalar_t>)-1;
-
-template <class scalar_t>
-FASTDL_DEVICE Values<scalar_t> widen(const Packet& packet) {
-  Values<scalar_t> values;
-  for_each<kVectorSize<scalar_t>>([&](int i) { values[i] = element<scalar_t>(&packet, i); });
-  return values;
-}
 
 // Places ---------------------------------------------------------------------------------------------------
 
@@ -148,8 +121,8 @@ struct Reader {
 // Starts to bring a pack's slots [first, first + count) to shared memory. Each thread fetches those that it
 // reads in for_each_place.
 template <class scalar_t>
-FASTDL_DEVICE void fetch_pack(const Sizes& size, const ChannelPlan& plan, int64_t pack, int64_t first,
-                              int count, const Operand& operand, Packet* slots) {
+FASTDL_DEVICE void fetch_pack(const Sizes& size, const Plan& plan, int64_t pack, int64_t first, int count,
+                              const Operand& operand, Packet* slots) {
   const int64_t c0 = pack * plan.pack;
   const Reader<scalar_t> reader(operand, size, c0);
   const Rows<kVectorSize<scalar_t>> rows(size, c0, min(int64_t(plan.pack), size.c - c0), plan.vectors);
@@ -166,8 +139,8 @@ struct Refill {
   Packet* slots;
   int count;  // 0: there is no next
 
-  FASTDL_DEVICE Refill(const Sizes& size, const ChannelPlan& plan, int64_t pack, int count,
-                       const Operand& operand, Packet* slots)
+  FASTDL_DEVICE Refill(const Sizes& size, const Plan& plan, int64_t pack, int count, const Operand& operand,
+                       Packet* slots)
       : rows(size, pack + plan.teams, 1, plan.vectors),
         reader(operand, size, pack + plan.teams),
         slots(slots),

@@ -96,8 +96,8 @@ FASTDL_DEVICE void apply_backward(const Behind<scalar_t>& behind, const Rows<kVe
 // One read: a team's share of grad_output and input stays in shared memory between sums and gradients.
 template <class scalar_t, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 2)
-    channel_backward_kernel(const __grid_constant__ BackwardArguments a,
-                            const __grid_constant__ ChannelPlan plan, void* workspace) {
+    channel_backward_kernel(const __grid_constant__ BackwardArguments a, const __grid_constant__ Plan plan,
+                            void* workspace) {
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Two reads, first half: partial sums (packs, team, 3).
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, 2)
-    channel_sums_kernel(const __grid_constant__ BackwardArguments a, const __grid_constant__ ChannelPlan plan,
-                        double* partials) {
+    channel_sums_kernel(const __grid_constant__ BackwardArguments a, const __grid_constant__ Plan plan,
+                        void* partials) {
   using acc_t = accumulator_t<scalar_t>;
   Team team(plan, nullptr);
   const int64_t c = team.index;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       gather_sums<2>(Behind<scalar_t>(a, c), rows, first, count, int(threadIdx.x), int(blockDim.x), constants,
                      [&](int, const Place& p, Packet& g, Packet& x) { g = grad.read(p), x = input.read(p); });
   team.reduce(sums, AddSums(), [&](int, const Sums& total) {
-    publish(partials + int64_t(blockIdx.x) * Team::kExchange, total);
+    publish(static_cast<double*>(partials) + int64_t(blockIdx.x) * Team::kExchange, total);
   });
 }
 
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class scalar_t, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 2)
     channel_apply_backward_kernel(const __grid_constant__ BackwardArguments a,
-                                  const __grid_constant__ ChannelPlan plan, const double* partials) {
+                                  const __grid_constant__ Plan plan, void* partials) {
   using acc_t = accumulator_t<scalar_t>;
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
   FASTDL_SHARED(corrections, Correction<acc_t>[kMaxPack]);
@@ -191,7 +191,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     Team team(plan, nullptr);
     Sums sums = Sums::none();
     for (int i = thread; i < plan.team; i += int(blockDim.x)) {
-      sums = AddSums()(sums, published<Sums>(partials + (pack * plan.team + i) * Team::kExchange));
+      const double* slot = static_cast<double*>(partials) + (pack * plan.team + i) * Team::kExchange;
+      sums = AddSums()(sums, published<Sums>(slot));
     }
     team.reduce(sums, AddSums(), [&](int, const Sums& total) {
       corrections[0] = finish_backward<acc_t>(a, c0, total, rank == 0);

@@ -63,8 +63,8 @@ FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Rows<kVectorSi
 // One read: a team's share of a pack stays in shared memory between statistics and output.
 template <class scalar_t, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 2)
-    channel_forward_kernel(const __grid_constant__ ForwardArguments a,
-                           const __grid_constant__ ChannelPlan plan, void* workspace) {
+    channel_forward_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
+                           void* workspace) {
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kSize = kVectorSize<scalar_t>;
   FASTDL_DYNAMIC_SHARED(memory);
@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Two reads, first half: partial moments (packs, team, 3).
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, 2)
-    channel_moments_kernel(const __grid_constant__ ForwardArguments a,
-                           const __grid_constant__ ChannelPlan plan, double* partials) {
+    channel_moments_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
+                           void* partials) {
   Team team(plan, nullptr);
   const Rows<kVectorSize<scalar_t>> rows(a.size, team.index, 1, plan.vectors);
   const Reader<scalar_t> input(a.input, a.size, team.index);
@@ -130,15 +130,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto moments = gather_moments<scalar_t>(rows, first, count, int(threadIdx.x), int(blockDim.x),
                                                 [&](int, const Place& p) { return input.read(p); });
   team.reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int, const Moments<double>& m) {
-    publish(partials + int64_t(blockIdx.x) * Team::kExchange, m);
+    publish(static_cast<double*>(partials) + int64_t(blockIdx.x) * Team::kExchange, m);
   });
 }
 
 // Two reads, second half, from the end; in evaluation all there is.
 template <class scalar_t, bool kPacked>
 __global__ void __launch_bounds__(kThreads, 2)
-    channel_apply_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ ChannelPlan plan,
-                         const double* partials) {
+    channel_apply_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
+                         void* partials) {
   using acc_t = accumulator_t<scalar_t>;
   FASTDL_SHARED(constants, Constants<acc_t>[kMaxPack]);
   const int64_t block = int64_t(gridDim.x) - 1 - blockIdx.x, pack = block / plan.team, c0 = pack * plan.pack;
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     Team team(plan, nullptr);
     Moments<double> moments = Moments<double>::none();
     for (int i = int(threadIdx.x); i < plan.team; i += int(blockDim.x)) {
-      const double* slot = partials + (pack * plan.team + i) * Team::kExchange;
+      const double* slot = static_cast<double*>(partials) + (pack * plan.team + i) * Team::kExchange;
       moments = MergeRuns<accumulator_t<scalar_t>>()(moments, published<Moments<double>>(slot));
     }
     team.reduce(moments, MergeRuns<accumulator_t<scalar_t>>(), [&](int, const Moments<double>& m) {
@@ -168,8 +168,5 @@ __global__ void __launch_bounds__(kThreads, 2)
       [](int, const Place&) {});
   if (blockIdx.x == 0 && threadIdx.x == 0 && !a.cumulative) advance_counter(a);
 }
-
-// Behind a launch whose factor is 1 / num_batches_tracked: there, every channel reads the counter.
-__global__ void advance_counter_kernel(const __grid_constant__ ForwardArguments a) { advance_counter(a); }
 
 }  // namespace fastdl::batch_norm

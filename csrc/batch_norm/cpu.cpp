@@ -315,17 +315,20 @@ void bind_batch_norm(pybind11::module_& m) {
   m.def(
       "batch_norm_plan",
       [](int64_t n, int64_t c, int64_t s, int element_bytes, int operands, bool reduces, bool packs,
-         int multiprocessors, int64_t shared_bytes, bool clusters) {
+         int multiprocessors, int64_t shared_bytes, bool clusters, bool channels_last) {
         using namespace fastdl::batch_norm;
-        const ChannelPlan p = plan_channels({n, c, s, false}, element_bytes, operands, reduces, packs,
-                                            {multiprocessors, shared_bytes, clusters});
+        const Sizes size{n, c, s, channels_last};
+        const DeviceLimits device{multiprocessors, shared_bytes, clusters};
+        const Plan p = channels_last ? plan_rows(size, element_bytes, operands, reduces, device)
+                                     : plan_channels(size, element_bytes, operands, reduces, packs, device);
         const char* const names[] = {"apply", "block", "cluster", "group", "stream"};
         pybind11::dict plan;
         plan["regime"] = names[int(p.regime)];
         plan["threads"] = p.threads, plan["pack"] = p.pack, plan["team"] = p.team;
         plan["packs"] = p.packs, plan["teams"] = p.teams, plan["blocks"] = p.blocks();
-        plan["slots"] = p.slots, plan["share"] = p.share, plan["shared_bytes"] = p.shared_bytes;
+        plan["vectors"] = p.vectors, plan["slots"] = p.slots, plan["share"] = p.share,
+        plan["shared_bytes"] = p.shared_bytes;
         return plan;
       },
-      "How the kernels would share a contiguous (N, C, S) tensor on a device (csrc/batch_norm/plan.h)");
+      "How the kernels would share an (N, C, S) tensor on a device (csrc/batch_norm/plan.h)");
 }

@@ -90,16 +90,6 @@ Tensor new_output(const Tensor& input, const BatchNormLayout& layout) {
                               layout.format);
 }
 
-// The kernels write contiguous tensors, and read any strides: channels_last results are copies of theirs.
-BatchNormLayout kernel_layout(const Tensor& input) {
-  BatchNormLayout layout(input);
-  layout.channels_last = false, layout.format = torch::headeronly::MemoryFormat::Contiguous;
-  return layout;
-}
-Tensor in_layout(const Tensor& t, const Tensor& input) {
-  return t.numel() == 0 ? t : torch::stable::contiguous(t, BatchNormLayout(input).format);
-}
-
 Sizes sizes_of(const BatchNormLayout& layout) { return {layout.N, layout.C, layout.S, layout.channels_last}; }
 
 }  // namespace
@@ -122,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
   STD_TORCH_CHECK(!save_mask || Activation(activation) == Activation::kRelu ||
                       Activation(activation) == Activation::kLeakyRelu,
                   "batch_norm: save_mask needs relu or leaky_relu, got activation ", activation);
-  const BatchNormLayout layout = kernel_layout(input);
+  const BatchNormLayout layout(input);
   Operands operands(input, layout);
   ForwardArguments a{};
   a.dtype = tag(input.scalar_type()), a.size = sizes_of(layout);
@@ -144,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward(
   a.save_mean = save_mean.mutable_data_ptr<double>(), a.save_invstd = save_invstd.mutable_data_ptr<double>();
   const Tensor workspace = new_values(input, int64_t(forward_workspace(a)), ScalarType::Byte);
   check_launch(forward(a, workspace.data_ptr(), current_stream(input)), "batch_norm");
-  return {in_layout(output, input), save_mean, save_invstd, mask};
+  return {output, save_mean, save_invstd, mask};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
@@ -152,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& save_mean,
     const Tensor& save_invstd, const optional<Tensor>& mask, const optional<Tensor>& seed, bool training,
     double /*eps*/, int64_t activation, double p, bool need_input, bool need_residual, bool need_params) {
-  const BatchNormLayout layout = kernel_layout(input);
+  const BatchNormLayout layout(input);
   Operands operands(input, layout);
   BackwardArguments a{};
   a.dtype = tag(input.scalar_type()), a.size = sizes_of(layout), a.training = training;
@@ -183,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
   }
   const Tensor workspace = new_values(input, int64_t(backward_workspace(a)), ScalarType::Byte);
   check_launch(backward(a, workspace.data_ptr(), current_stream(input)), "batch_norm");
-  return {in_layout(grad_input, input), in_layout(grad_residual, input), grad_weight, grad_bias};
+  return {grad_input, grad_residual, grad_weight, grad_bias};
 }
 
 FASTDL_KERNEL_LIBRARY(m) {

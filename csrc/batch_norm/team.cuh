@@ -48,23 +48,48 @@ FASTDL_DEVICE T published(const double* slot) {
 struct Team {
   static constexpr int kExchange = 3;  // doubles of a value that blocks exchange
 
-  const ChannelPlan& plan;
+  const Plan& plan;
   void* workspace;  // kGroup: an arrival counter a team, then two rounds' values a team
   int64_t index;
   int rank;
   unsigned rounds = 0;
 
-  FASTDL_DEVICE Team(const ChannelPlan& plan, void* workspace)
+  FASTDL_DEVICE Team(const Plan& plan, void* workspace)
       : plan(plan),
         workspace(workspace),
         index(blockIdx.x / unsigned(plan.team)),
         rank(int(blockIdx.x % unsigned(plan.team))) {}
 
-  FASTDL_HOST_DEVICE static int64_t arrival_bytes(const ChannelPlan& plan) {
+  FASTDL_HOST_DEVICE static int64_t arrival_bytes(const Plan& plan) {
     return (plan.teams * int64_t(sizeof(unsigned)) + 15) / 16 * 16;
   }
-  static int64_t workspace_bytes(const ChannelPlan& plan) {
-    return arrival_bytes(plan) + plan.blocks() * 2 * kExchange * int64_t(sizeof(double));
+  // Where a team's blocks leave values for each other, block by block, in round 0 and 1 in turns.
+  FASTDL_DEVICE static double* exchange(const Plan& plan, void* workspace, int64_t index, unsigned round) {
+    return reinterpret_cast<double*>(static_cast<char*>(workspace) + arrival_bytes(plan)) +
+           (2 * index + round % 2) * plan.team * plan.totals() * kExchange;
+  }
+  FASTDL_DEVICE double* exchange() const { return exchange(plan, workspace, index, rounds); }
+  static int64_t workspace_bytes(const Plan& plan) {
+    return arrival_bytes(plan) + plan.blocks() * 2 * plan.totals() * kExchange * int64_t(sizeof(double));
+  }
+
+  // Reports that this block's values are in exchange(). Returns whether it was the team's last,
+  // which has to answer. One thread.
+  FASTDL_DEVICE bool arrive() {
+    __threadfence();
+    const bool last = atomicAdd(arrivals(), 1u) + 1 == rounds * (plan.team + 1u) + unsigned(plan.team);
+    __threadfence();
+    return last;
+  }
+  FASTDL_DEVICE void answer() {
+    __threadfence();
+    atomicAdd(arrivals(), 1u);
+  }
+  // Waits for the whole team and the answer; then sees what was written before them. The same thread.
+  FASTDL_DEVICE void wait() {
+    const unsigned all = (rounds + 1) * (plan.team + 1u);
+    spin_until([&] { return load_atomic(arrivals()) >= all; });
+    __threadfence();
   }
 
   // The channel of the pack that reduce() gives this thread to finish; beyond all of them for most threads.
@@ -96,18 +121,13 @@ struct Team {
       if (warp == 0) value = lanes_reduce(value, kWarpSize, merge);
       ptx::cluster_arrive();  // leave() waits until nobody reads here any more
     } else if (plan.regime == Regime::kGroup) {
-      unsigned* arrivals = static_cast<unsigned*>(workspace) + index;
-      double* round = reinterpret_cast<double*>(static_cast<char*>(workspace) + arrival_bytes(plan)) +
-                      (2 * index + rounds % 2) * plan.team * kExchange;
-      ++rounds;
+      double* const round = exchange();
       if (threadIdx.x == 0) {
         publish(round + rank * kExchange, value);
-        __threadfence();
-        atomicAdd(arrivals, 1u);
-        const unsigned all = rounds * unsigned(plan.team);
-        spin_until([&] { return load_atomic(arrivals) >= all; });
-        __threadfence();
+        if (arrive()) answer();
+        wait();
       }
+      ++rounds;
       __syncthreads();
       value = T::none();
       for (int i = int(threadIdx.x); i < plan.team; i += int(blockDim.x)) {
@@ -123,6 +143,9 @@ struct Team {
   FASTDL_DEVICE void leave() const {
     if (plan.regime == Regime::kCluster) ptx::cluster_wait();
   }
+
+ private:
+  FASTDL_DEVICE unsigned* arrivals() const { return static_cast<unsigned*>(workspace) + index; }
 };
 
 }  // namespace fastdl::batch_norm

@@ -1,0 +1,28 @@
+// Channels last, and (N, C): the kernels.
+#include "batch_norm/rows_backward.cuh"
+#include "batch_norm/rows_forward.cuh"
+#include "batch_norm/kernels.h"
+
+namespace fastdl::batch_norm {
+
+Kernels<ForwardArguments> row_forward_kernels(Dtype dtype) {
+  return with_dtype(dtype, [](auto zero) -> Kernels<ForwardArguments> {
+    using scalar_t = decltype(zero);
+    return {{rows_forward_kernel<scalar_t>, rows_forward_kernel<scalar_t>},
+            rows_moments_kernel<scalar_t>,
+            rows_merge_kernel<ForwardArguments, Moments<double>, MergeRuns<accumulator_t<scalar_t>>>,
+            {rows_apply_kernel<scalar_t>, rows_apply_kernel<scalar_t>}};
+  });
+}
+
+Kernels<BackwardArguments> row_backward_kernels(Dtype dtype) {
+  return with_dtype(dtype, [](auto zero) -> Kernels<BackwardArguments> {
+    using scalar_t = decltype(zero);
+    return {{rows_backward_kernel<scalar_t>, rows_backward_kernel<scalar_t>},
+            rows_sums_kernel<scalar_t>,
+            rows_merge_kernel<BackwardArguments, Sums, AddSums>,
+            {rows_apply_backward_kernel<scalar_t>, rows_apply_backward_kernel<scalar_t>}};
+  });
+}
+
+}  // namespace fastdl::batch_norm
