@@ -10,6 +10,7 @@ import sys
 import sysconfig
 
 from setuptools import build_meta as _setuptools
+from setuptools import setup
 from setuptools.build_meta import *  # noqa: F403
 
 
@@ -34,6 +35,13 @@ get_requires_for_build_wheel = get_requires_for_build_editable = _requires
 def get_requires_for_build_sdist(config_settings=None):
     """Return nothing: a source archive needs no compiler and no torch."""
     return []
+
+
+def build_sdist(sdist_directory, config_settings=None):
+    """Pack what pyproject.toml and MANIFEST.in name; setup.py, which needs torch, is not run."""
+    arguments = ["-q", "sdist", "--formats=gztar", "--dist-dir", sdist_directory]
+    (made,) = setup(script_name="setup.py", script_args=arguments).dist_files
+    return os.path.basename(made[-1])
 
 
 def _with_torch(name):

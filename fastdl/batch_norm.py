@@ -224,8 +224,10 @@ def batch_norm(
 
     input: (N, C, ...) float32, float64, float16 or bfloat16 in any memory format; residual: the same shape and dtype;
     weight, bias, running_mean, running_var: (C,), float32 or the input's dtype. With `training` the batch's own
-    statistics normalize and move the running ones in place. `activation`: relu, leaky_relu (0.01), silu, gelu,
-    gelu_tanh; dropout acts in training only. Gradients to any order. Raises torch's errors, with nothing written.
+    statistics normalize and, by the share `momentum`, move the running ones in place; eps > 0 is added to the variance.
+    activation: None, "relu", "leaky_relu" (slope 0.01), "silu", "gelu" (erf) or "gelu_tanh"; dropout: the probability
+    of a zero, in training only. Gradients to any order. Raises torch's errors before anything is written, ValueError
+    for an unknown activation or a probability outside [0, 1], RuntimeError for a residual of another shape or dtype.
     """
     p = dropout if training else 0.0
     check_probability(dropout)
@@ -280,12 +282,32 @@ class _BatchNorm(torch.nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d for (N, C) or (N, C, L), with `activation`, `dropout` and `forward(..., residual=)`."""
+    """Drop-in for torch.nn.BatchNorm1d, for (N, C) or (N, C, L); arguments and errors as in `fastdl.nn.BatchNorm2d`."""
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d for (N, C, H, W), with `activation`, `dropout` and `forward(..., residual=)`."""
+    """Drop-in for torch.nn.BatchNorm2d: forward(input, *, residual=None) is dropout(activation(bn(input) + residual)).
+
+    Args:
+        num_features: C of an input (N, C, H, W).
+        eps: added to the variance, > 0.
+        momentum: weight of a batch in the running statistics; None averages over all batches.
+        affine: learn weight and bias, (C,).
+        track_running_stats: keep running_mean and running_var, (C,), for evaluation.
+        device, dtype: of parameters and statistics; float16 and bfloat16 inputs also go with float32.
+        bias: without it, an affine layer has a weight alone.
+        activation: None, "relu", "leaky_relu" (slope 0.01), "silu", "gelu" (erf) or "gelu_tanh".
+        dropout: probability of a zero, in training only.
+
+    Input: float32, float64, float16 or bfloat16 in any memory format; residual: exactly its shape and dtype.
+    Raises ValueError for an unknown activation or a probability outside [0, 1], and in forward what torch raises.
+    Source: Ioffe and Szegedy 2015.
+
+    >>> norm = BatchNorm2d(64, activation="relu")
+    >>> norm(torch.randn(8, 64, 7, 7), residual=torch.randn(8, 64, 7, 7)).shape
+    torch.Size([8, 64, 7, 7])
+    """
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d for (N, C, D, H, W), with `activation`, `dropout` and `forward(..., residual=)`."""
+    """Drop-in for torch.nn.BatchNorm3d, for (N, C, D, H, W); arguments and errors as in `fastdl.nn.BatchNorm2d`."""

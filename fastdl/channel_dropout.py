@@ -16,6 +16,8 @@ from fastdl.dropout import apply, check_probability, is_ours
 def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of an (N, C, L) or (C, L) input; counterpart of `torch.nn.functional.dropout1d`.
 
+    p: probability of a channel to be zeroed; the others are scaled by 1 / (1 - p). training: False returns the input.
+    inplace: write the output over the input.
     Raises ValueError for p outside [0, 1], RuntimeError for other dimensions.
     """
     check_probability(p)
@@ -31,8 +33,8 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of an (N, C, H, W) input; counterpart of `torch.nn.functional.dropout2d`.
 
-    As torch does, takes 3 dimensions for (N, C, L) with a warning, and warns of other dimensions. Raises ValueError
-    for p outside [0, 1], RuntimeError for fewer than 2 dimensions.
+    p, training and inplace as in `fastdl.functional.dropout1d`. As torch does, takes 3 dimensions for (N, C, L) with a
+    warning, and warns of other dimensions. Raises ValueError for p outside [0, 1], RuntimeError for fewer than 2.
     """
     check_probability(p)
     if input.dim() not in (3, 4):
@@ -51,7 +53,8 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 def dropout3d(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Zero whole channels of an (N, C, D, H, W) or (C, D, H, W) input; counterpart of `torch.nn.functional.dropout3d`.
 
-    As torch does, warns of other dimensions. Raises ValueError for p outside [0, 1], RuntimeError for a scalar.
+    p, training and inplace as in `fastdl.functional.dropout1d`. As torch does, warns of other dimensions. Raises
+    ValueError for p outside [0, 1], RuntimeError for a scalar.
     """
     check_probability(p)
     if input.dim() not in (4, 5):
@@ -83,7 +86,11 @@ def _feature_dropout(torch_form: Any, input: Tensor, p: float, training: bool, i
 
 
 class Dropout1d(torch.nn.Dropout1d):
-    """Drop-in for `torch.nn.Dropout1d`: zeroes whole channels of an (N, C, L) or (C, L) input."""
+    """Drop-in for `torch.nn.Dropout1d`: zeroes whole channels of an (N, C, L) or (C, L) input.
+
+    p: probability of a channel to be zeroed; inplace: write the output over the input. Raises ValueError for p outside
+    [0, 1], and in forward what `fastdl.functional.dropout1d` raises.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with each channel kept and scaled, or zero."""
@@ -91,7 +98,11 @@ class Dropout1d(torch.nn.Dropout1d):
 
 
 class Dropout2d(torch.nn.Dropout2d):
-    """Drop-in for `torch.nn.Dropout2d`: zeroes whole channels of an (N, C, H, W) or (N, C, L) input."""
+    """Drop-in for `torch.nn.Dropout2d`: zeroes whole channels of an (N, C, H, W) or (N, C, L) input.
+
+    p: probability of a channel to be zeroed; inplace: write the output over the input. Raises ValueError for p outside
+    [0, 1], and in forward what `fastdl.functional.dropout2d` raises.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with each channel kept and scaled, or zero."""
@@ -99,7 +110,11 @@ class Dropout2d(torch.nn.Dropout2d):
 
 
 class Dropout3d(torch.nn.Dropout3d):
-    """Drop-in for `torch.nn.Dropout3d`: zeroes whole channels of an (N, C, D, H, W) or (C, D, H, W) input."""
+    """Drop-in for `torch.nn.Dropout3d`: zeroes whole channels of an (N, C, D, H, W) or (C, D, H, W) input.
+
+    p: probability of a channel to be zeroed; inplace: write the output over the input. Raises ValueError for p outside
+    [0, 1], and in forward what `fastdl.functional.dropout3d` raises.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with each channel kept and scaled, or zero."""

@@ -14,7 +14,11 @@ Size = int | Sequence[int]
 
 @dataclass
 class RandomCrop:
-    """Crop each image at a place of its own, after padding: torchvision's RandomCrop."""
+    """Crop each image at a place of its own, after padding: torchvision's RandomCrop.
+
+    size and padding in pixels, as in `fastdl.data.BatchTransform`; padding_mode: "constant", "edge", "reflect" or
+    "symmetric". pad_if_needed and another fill than 0 raise ValueError in Compose: they do not fuse.
+    """
 
     size: Size
     padding: Size | None = None
@@ -33,7 +37,11 @@ class RandomCrop:
 
 @dataclass
 class RandomResizedCrop:
-    """Crop a random area and aspect ratio of each image, then resize it: torchvision's RandomResizedCrop."""
+    """Crop a random area and aspect ratio of each image, then resize it: torchvision's RandomResizedCrop.
+
+    size in pixels; scale: the share of the image's area; ratio: width / height, both (least, most). Another
+    interpolation than "bilinear" and antialias=False raise ValueError in Compose: they do not fuse.
+    """
 
     size: Size
     scale: Sequence[float] = (0.08, 1.0)
@@ -54,7 +62,10 @@ class RandomResizedCrop:
 
 @dataclass
 class CenterCrop:
-    """Crop the center of each image: torchvision's CenterCrop, which may not be larger than the image here."""
+    """Crop the center of each image: torchvision's CenterCrop.
+
+    size in pixels, one number or (height, width). Raises ValueError, when run, for a crop larger than the image.
+    """
 
     size: Size
 
@@ -65,7 +76,10 @@ class CenterCrop:
 
 @dataclass
 class FiveCrop:
-    """Crop the corners and the center, (N, 5, C, h, w): torchvision's FiveCrop, stacked."""
+    """Crop the corners and the center, (N, 5, C, h, w): torchvision's FiveCrop, stacked.
+
+    size in pixels, one number or (height, width). Raises ValueError, when run, for a crop larger than the image.
+    """
 
     size: Size
 
@@ -76,7 +90,10 @@ class FiveCrop:
 
 @dataclass
 class TenCrop:
-    """Crop the corners and the center of each image and its mirror image, (N, 10, C, h, w): torchvision's TenCrop."""
+    """Crop the corners and the center of each image and its mirror image, (N, 10, C, h, w): torchvision's TenCrop.
+
+    size in pixels, one number or (height, width). vertical_flip=True raises ValueError in Compose: it does not fuse.
+    """
 
     size: Size
     vertical_flip: bool = False
@@ -90,7 +107,10 @@ class TenCrop:
 
 @dataclass
 class RandomHorizontalFlip:
-    """Mirror each image with probability ½ (p = 0 never does): torchvision's RandomHorizontalFlip."""
+    """Mirror each image with probability ½ (p = 0 never does): torchvision's RandomHorizontalFlip.
+
+    Another p raises ValueError in Compose: it does not fuse.
+    """
 
     p: float = 0.5
 
@@ -103,7 +123,11 @@ class RandomHorizontalFlip:
 
 @dataclass
 class Normalize:
-    """Subtract the mean and divide by the standard deviation of each channel, in [0, 1] units: torchvision's."""
+    """Subtract the mean and divide by the standard deviation of each channel: torchvision's Normalize.
+
+    mean, std: one number or one a channel, in [0, 1] units. inplace is accepted; the output is always new. Raises
+    ValueError in Compose for values in other units or a std that is not positive.
+    """
 
     mean: float | Sequence[float] | Tensor
     std: float | Sequence[float] | Tensor
@@ -116,7 +140,11 @@ class Normalize:
 
 @dataclass
 class ToDtype:
-    """Cast; uint8 images are divided by 255, which is torchvision's ToDtype with scale=True."""
+    """Cast; uint8 images are divided by 255, which is torchvision's ToDtype with scale=True.
+
+    dtype: float32, float16, bfloat16 or uint8. A first step without `scale`, which would leave uint8 images in
+    0 … 255, and a dictionary of types raise ValueError in Compose.
+    """
 
     dtype: torch.dtype
     scale: bool = False

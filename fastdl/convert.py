@@ -78,7 +78,8 @@ def convert(model: Model, *, fuse: bool = False, report: Callable[[str], object]
 def revert(model: Model, *, report: Callable[[str], object] | None = None) -> Model:
     """Undo `convert` in place: torch.nn's classes again, absorbed activations and dropouts in their old places.
 
-    Modules that were built from fastdl.nn stay what they are. Returns the model.
+    Modules that were built from fastdl.nn stay what they are. `report` is called with a line per change. Returns the
+    model.
     """
     say = report or (lambda line: None)
     for module in list(model.modules()):

@@ -182,10 +182,14 @@ def dropout(
 
     input: any shape, strides and floating dtype; residual: exactly the input's shape; activation: None, "relu",
     "leaky_relu" (slope 0.01), "silu", "gelu" (erf) or "gelu_tanh". With training each element is zeroed with
-    probability p and scaled by 1 / (1 - p) otherwise; without, only activation and residual act. The output has the
-    input's memory format. The seed comes from torch's generator of the input's device.
+    probability p and scaled by 1 / (1 - p) otherwise; without, only activation and residual act. inplace: write the
+    output over the input. The output has the input's memory format; the seed comes from torch's generator of its
+    device.
 
     Raises ValueError for p outside [0, 1] or an unknown activation, RuntimeError for a residual of another shape.
+
+    >>> dropout(torch.ones(4), 0.5, training=False, residual=torch.ones(4))
+    tensor([2., 2., 2., 2.])
     """
     check_probability(p)
     check_activation("dropout", activation)

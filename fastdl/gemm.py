@@ -108,8 +108,10 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
     input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
     float32 (float64 for float64). On kernels torch.set_float32_matmul_precision("high" or "medium") rounds float32
     operands to tf32; the default multiplies them as they are. CPU tensors, integers and complex numbers take torch's
-    own kernels.
-    Raises RuntimeError as torch.matmul does.
+    own kernels. out: a tensor to write the result to, by torch's kernels. Raises RuntimeError as torch.matmul does.
+
+    >>> matmul(torch.ones(2, 3), torch.ones(3))
+    tensor([3., 3.])
     """
     if out is not None or not (input.is_cuda or GEMM.run is not GEMM.overload):
         return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)

@@ -183,14 +183,25 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
 def uniform_(
     tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
 ) -> Tensor:
-    """Fill from U(a, b). RuntimeError unless a ≤ b and both are finite. `stream`: see `Stream`."""
+    """Fill `tensor` (any shape, floating) in place from U(a, b) and return it; as torch.nn.init.uniform_.
+
+    generator: torch's, which the seed is drawn from; None takes torch's CPU generator. `stream` (seed, name, offset,
+    global_shape): see `Stream`. Raises RuntimeError unless a ≤ b and both are finite and for a tensor whose elements
+    share memory, NotImplementedError for integers, ValueError for an offset outside global_shape.
+
+    >>> torch.equal(uniform_(torch.empty(8), seed=1)[5:], uniform_(torch.empty(3), seed=1, offset=5))
+    True
+    """
     return _fill(tensor, "uniform", (a, b), generator, stream)
 
 
 def normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
 ) -> Tensor:
-    """Fill from N(mean, std²), up to 6.3 std from the mean. RuntimeError unless std ≥ 0. `stream`: see `Stream`."""
+    """Fill `tensor` in place from N(mean, std²), up to 6.3 std from the mean; as torch.nn.init.normal_.
+
+    Raises RuntimeError unless std ≥ 0; `generator`, `stream` and errors as in `fastdl.init.uniform_`.
+    """
     return _fill(tensor, "normal", (mean, std), generator, stream)
 
 
@@ -203,9 +214,10 @@ def trunc_normal_(
     generator: _Generator = None,
     **stream: Unpack[Stream],
 ) -> Tensor:
-    """Fill from N(mean, std²) restricted to [a, b], by the inverse distribution function: no loop, no synchronization.
+    """Fill `tensor` in place from N(mean, std²) restricted to [a, b]; as torch.nn.init.trunc_normal_.
 
-    ValueError where [a, b] lies over 6 std from the mean. `stream`: see `Stream`.
+    By the inverse distribution function: no loop, no synchronization. Raises ValueError where [a, b] lies over 6 std
+    from the mean, RuntimeError unless std > 0 and a ≤ b; `generator`, `stream` and errors as in `fastdl.init.uniform_`.
     """
     return _fill(tensor, "trunc_normal", (mean, std, a, b), generator, stream)
 
@@ -213,12 +225,20 @@ def trunc_normal_(
 def xavier_uniform_(
     tensor: Tensor, gain: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]
 ) -> Tensor:
-    """Fill from U(-a, a) with a = gain √(6 / (fan_in + fan_out)) (Glorot and Bengio 2010). `stream`: see `Stream`."""
+    """Fill `tensor` in place from U(-a, a) with a = gain √(6 / (fan_in + fan_out)); as torch.nn.init.xavier_uniform_.
+
+    `gain` scales the standard deviation. Source: Glorot and Bengio 2010. Raises ValueError for fewer than 2
+    dimensions; `generator`, `stream` and errors as in `fastdl.init.uniform_`.
+    """
     return _fill(tensor, "xavier_uniform", (gain,), generator, stream)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: _Generator = None, **stream: Unpack[Stream]) -> Tensor:
-    """Fill from N(0, gain² · 2 / (fan_in + fan_out)) (Glorot and Bengio 2010). `stream`: see `Stream`."""
+    """Fill `tensor` in place from N(0, gain² · 2 / (fan_in + fan_out)); as torch.nn.init.xavier_normal_.
+
+    `gain` scales the standard deviation. Source: Glorot and Bengio 2010. Raises ValueError for fewer than 2
+    dimensions; `generator`, `stream` and errors as in `fastdl.init.uniform_`.
+    """
     return _fill(tensor, "xavier_normal", (gain,), generator, stream)
 
 
@@ -230,7 +250,12 @@ def kaiming_uniform_(
     generator: _Generator = None,
     **stream: Unpack[Stream],
 ) -> Tensor:
-    """Fill from U(-b, b) with b = gain √(3 / fan) (He et al. 2015); `a`: leaky_relu's slope. `stream`: see `Stream`."""
+    """Fill `tensor` in place from U(-b, b) with b = gain √(3 / fan); as torch.nn.init.kaiming_uniform_.
+
+    mode: "fan_in" or "fan_out"; nonlinearity: what calculate_gain takes; a: leaky_relu's slope. Source: He et al. 2015.
+    Raises ValueError for another mode or nonlinearity or fewer than 2 dimensions;
+    `generator`, `stream` and errors as in `fastdl.init.uniform_`.
+    """
     return _fill(tensor, "kaiming_uniform", (a, mode, nonlinearity), generator, stream)
 
 
@@ -242,12 +267,18 @@ def kaiming_normal_(
     generator: _Generator = None,
     **stream: Unpack[Stream],
 ) -> Tensor:
-    """Fill from N(0, gain² / fan) (He et al. 2015); `a`: leaky_relu's slope. `stream`: see `Stream`."""
+    """Fill `tensor` in place from N(0, gain² / fan); as torch.nn.init.kaiming_normal_.
+
+    mode, nonlinearity, `a` and errors as in `fastdl.init.kaiming_uniform_`. Source: He et al. 2015.
+    """
     return _fill(tensor, "kaiming_normal", (a, mode, nonlinearity), generator, stream)
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """Return the recommended gain for a nonlinearity, as torch.nn.init.calculate_gain."""
+    """Return the recommended gain for a nonlinearity, as torch.nn.init.calculate_gain.
+
+    param: leaky_relu's slope, 0.01 where None. Raises ValueError for an unknown nonlinearity or a bad slope.
+    """
     return nn.init.calculate_gain(nonlinearity, param)  # type: ignore[arg-type]
 
 
@@ -263,10 +294,13 @@ def initialize(
     "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal") with its `arguments`, each from the stream
     of its qualified name. Biases become 0 and the weights of normalization layers (modules with an `eps`) 1; other
     vectors and scalars stay as they are. Names are taken without the prefixes of torch.compile, FSDP and checkpoint
-    wrappers, so a sharded or compiled model gets the values of the plain one. All arguments are checked before the
-    first write. Raises ValueError for an unknown scheme.
+    wrappers, so a sharded or compiled model gets the values of the plain one. `seed`: None draws one from torch's
+    generator. All arguments are checked before the first write. Raises ValueError for an unknown scheme, and what the
+    scheme's own function raises.
 
-        fastdl.init.initialize(model, "kaiming_normal", seed=0, nonlinearity="relu")
+    >>> model = initialize(nn.Linear(4, 4), "kaiming_normal", seed=0, nonlinearity="relu")
+    >>> model.bias.data
+    tensor([0., 0., 0., 0.])
     """
     if scheme not in _SCHEMES:
         raise ValueError(f"initialize: scheme must be one of {', '.join(_SCHEMES)}, got {scheme!r}")

@@ -136,7 +136,7 @@ def linear(
     residual: Tensor | None = None,
     training: bool = True,
 ) -> Tensor:
-    """Return dropout(activation(input weight^T + bias)) + residual.
+    """Return dropout(activation(input weight^T + bias)) + residual; counterpart of torch.nn.functional.linear.
 
     input (*, K), weight (N, K), bias (N), residual (*, N): exactly the output's shape. activation: relu, leaky_relu
     (slope 0.01), silu, gelu (erf) or gelu_tanh. dropout: the probability of a zero, in [0, 1], applied only in
@@ -172,10 +172,15 @@ def _plain(input: Tensor, activation: str | None, p: float, residual: Tensor | N
 
 
 class Linear(torch.nn.Linear):
-    """torch.nn.Linear with an activation, dropout and a residual in the same pass.
+    """Drop-in for torch.nn.Linear: forward(input, *, residual=None) is dropout(activation(linear(input))) + residual.
 
-    Parameters, initialization, state_dict and arguments are torch's; `activation` and `dropout` as in
-    fastdl.functional.linear. forward(input, residual=z) is dropout(activation(linear(input))) + z.
+    in_features, out_features: K and N of input (*, K) and output (*, N); bias, device, dtype, initialization and
+    state_dict are torch's. `activation`, `dropout` and what forward raises as in `fastdl.functional.linear`. Raises
+    ValueError for an unknown activation or a probability outside [0, 1].
+
+    >>> layer = Linear(20, 30, activation="gelu", dropout=0.1)
+    >>> layer(torch.randn(7, 20), residual=torch.randn(7, 30)).shape
+    torch.Size([7, 30])
     """
 
     def __init__(

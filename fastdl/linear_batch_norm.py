@@ -1,22 +1,12 @@
 """The block Linear, BatchNorm1d, activation, dropout."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fastdl.activation import check_activation
+from fastdl.batch_norm import BatchNorm1d
 from fastdl.dropout import check_probability
 from fastdl.linear import Linear
-
-
-def _batch_norm(features: int, activation: str | None, dropout: float, **options: Any) -> nn.Module:
-    """Return fastdl's BatchNorm1d, which fuses what follows it."""
-    import importlib
-
-    batch_norm = importlib.import_module("fastdl.batch_norm")
-    module: nn.Module = batch_norm.BatchNorm1d(features, activation=activation, dropout=dropout, **options)
-    return module
 
 
 class LinearBatchNormAct(nn.Module):
@@ -24,7 +14,9 @@ class LinearBatchNormAct(nn.Module):
 
     input: (N, in_features); output and residual: (N, out_features). `bias` is the linear layer's: batch norm takes a
     constant shift away again, so there is none unless asked for. eps, momentum, affine and track_running_stats are
-    torch.nn.BatchNorm1d's; activation and dropout as in fastdl.functional.linear.
+    torch.nn.BatchNorm1d's, device and dtype both layers'; activation and dropout as in `fastdl.functional.linear`.
+    Raises ValueError for an unknown activation or a probability outside [0, 1], and in forward what the two layers
+    raise.
     """
 
     def __init__(
@@ -46,9 +38,9 @@ class LinearBatchNormAct(nn.Module):
         check_probability(dropout)
         super().__init__()
         self.linear = Linear(in_features, out_features, bias, device, dtype)
-        self.norm = _batch_norm(
-            out_features, activation, dropout, eps=eps, momentum=momentum, affine=affine,
-            track_running_stats=track_running_stats, device=device, dtype=dtype,
+        self.norm = BatchNorm1d(
+            out_features, eps, momentum, affine, track_running_stats, device, dtype,
+            activation=activation, dropout=dropout,
         )  # fmt: skip
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:

@@ -81,6 +81,10 @@ class BatchTransform:
         ValueError: A bad argument, a crop larger than the padded image, statistics in wrong units, or floats beyond
             [0, 1] in the first batch to be normalized.
         TypeError: Anything but images and labels: boxes, masks, dictionaries.
+
+    >>> transform = BatchTransform(24, crop="random", padding=2, hflip=True, mean=0.5, std=0.25)
+    >>> transform(torch.zeros(8, 3, 28, 28, dtype=torch.uint8)).shape
+    torch.Size([8, 3, 24, 24])
     """
 
     def __init__(

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def test_nvcc_of_another_major_version(fake_torch, tmp_path):
     assert "nvcc is CUDA 11, torch 2.11.0+cu130 is CUDA 13.0" in message
 
 
+def copied_tree(folder: Path) -> Path:
+    """Return a copy of the project without what a build leaves behind."""
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "build", "*.so", "*.egg-info", "__pycache__", ".*_cache", ".benchmarks"
+    )
+    return shutil.copytree(ROOT, folder / "tree", ignore=ignored)
+
+
 def run_dev(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [ROOT / "dev", *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
@@ -151,12 +160,25 @@ def test_an_installed_library_is_not_compared(tmp_path):
     _library.check_sources(tmp_path / "csrc")
 
 
+def test_source_archive(tmp_path):
+    """It holds what any build needs, CUDA's part too, and is packed where there is no torch."""
+    tree = copied_tree(tmp_path)
+    (tmp_path / "torch.py").write_text("raise ImportError('No module named torch', name='torch')")
+    code = f"import build_backend; print(build_backend.build_sdist({str(tmp_path)!r}))"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tree, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / done.stdout.split()[-1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "build_backend.py", "pyproject.toml", "LICENSE", "README.md", "fastdl/py.typed"} <= names
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.*")} <= names
+    assert not [name for name in names if name.startswith("tests") or name.endswith(".so")]
+
+
 @pytest.mark.slow
 def test_wheel(tmp_path):
     """A wheel holds the package, its types and its licence, and nothing that only tests need."""
-    tree = tmp_path / "tree"
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.so", "__pycache__", ".*_cache", ".benchmarks")
-    shutil.copytree(ROOT, tree, ignore=ignored)
+    tree = copied_tree(tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", ".", "-w", "out"]
     subprocess.run(command, cwd=tree, check=True, env={**os.environ, "FORCE_CUDA": "0"})
     (wheel,) = (tree / "out").glob("fastdl-*.whl")

@@ -22,7 +22,17 @@ def adagrad_update(
 
 
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
-    """torch.optim.Adagrad in one pass over memory; extras as in `fastdl.optim.Adam`."""
+    """torch.optim.Adagrad in one pass over memory; extras and `foreach`, `fused` as in `fastdl.optim.Adam`.
+
+    Args:
+        params, lr, eps, weight_decay, maximize, differentiable: torch's, as in `fastdl.optim.Adam`.
+        lr_decay: step t uses lr / (1 + (t - 1) lr_decay).
+        initial_accumulator_value: what the sum of squares starts from.
+
+    Raises:
+        ValueError: as torch, and for extras out of range.
+
+    """
 
     _rule = Rule("adagrad", adagrad_update)
     _accepts_sparse = True

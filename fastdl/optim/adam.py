@@ -29,7 +29,9 @@ class Adam(FusedOptimizer, torch.optim.Adam):
     """torch.optim.Adam in one pass over memory (two with clipping), and more in the same pass.
 
     Args:
-        *args, **kwargs: torch's. `foreach` and `fused` are accepted; every setting takes the fused path.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable, differentiable, decoupled_weight_decay:
+            torch's: tensors or groups; step size; shares of the two means that stay; added to the root; L2 penalty.
+        foreach, fused: accepted; every setting takes the fused path.
         l1: weight of the L1 penalty, >= 0.
         l1_mode: "subgradient" adds l1 * sign(p) to the gradient; "proximal" shrinks p by lr * l1 towards 0 after the
             update, which gives exact zeros.
@@ -63,4 +65,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 
 
 class AdamW(Adam, torch.optim.AdamW):
-    """torch.optim.AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019); extras as in `Adam`."""
+    """torch.optim.AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    Arguments, extras and what it raises, ValueError above all, as in `fastdl.optim.Adam`.
+    """

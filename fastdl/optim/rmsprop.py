@@ -31,7 +31,18 @@ def rmsprop_update(
 
 
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
-    """torch.optim.RMSprop in one pass over memory; extras as in `fastdl.optim.Adam`."""
+    """torch.optim.RMSprop in one pass over memory; extras and `foreach` as in `fastdl.optim.Adam`.
+
+    Args:
+        params, lr, eps, weight_decay, capturable, maximize, differentiable: torch's, as in `fastdl.optim.Adam`.
+        alpha: share of the mean square that stays.
+        momentum: share of the buffer that stays; 0 keeps no buffer.
+        centered: divide by the estimated standard deviation in place of the root mean square (Graves 2013).
+
+    Raises:
+        ValueError: as torch, and for extras out of range.
+
+    """
 
     _rule = Rule("rmsprop", rmsprop_update)
 

@@ -26,7 +26,23 @@ def sgd_update(param: Tensor, grad: Tensor, states: list[Tensor], step: float, o
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
-    """torch.optim.SGD in one pass over memory; extras as in `fastdl.optim.Adam`."""
+    """torch.optim.SGD in one pass over memory; extras and `foreach`, `fused` as in `fastdl.optim.Adam`.
+
+    Args:
+        params, lr, weight_decay, maximize, differentiable: torch's, as in `fastdl.optim.Adam`.
+        momentum: share mu of the buffer that stays, b = mu b + (1 - dampening) g; 0 keeps no buffer.
+        dampening: share of the gradient that does not join the buffer.
+        nesterov: step along g + mu b; needs a momentum and no dampening.
+
+    Raises:
+        ValueError: as torch, and for extras out of range.
+
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = SGD([w], lr=0.1, momentum=0.9)
+    >>> w.sum().backward(); optimizer.step(); print(w.data)
+    tensor([0.9000, 0.9000])
+
+    """
 
     _rule = Rule("sgd", sgd_update, has_step=False)
     _accepts_sparse = True
