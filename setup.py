@@ -76,6 +76,7 @@ if cuda:
     args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
+                    *(["-DFASTDL_WGMMA"] if "9.0a" in os.environ["TORCH_CUDA_ARCH_LIST"] else []),
                     *(f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS",
                                                                "BFLOAT16_CONVERSIONS"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]

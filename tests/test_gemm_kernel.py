@@ -12,7 +12,12 @@ from fastdl.activation import CODES, activate
 from fastdl.philox import keep_mask
 
 # name -> device (multiprocessors, capability, shared bytes): few multiprocessors take large tiles, many split k
-DEVICES = {"large tiles": (1, 80, 163 << 10), "small tiles": (132, 80, 163 << 10), "old": (8, 75, 64 << 10)}
+DEVICES = {
+    "large tiles": (1, 80, 163 << 10),
+    "small tiles": (132, 80, 163 << 10),
+    "old": (8, 75, 64 << 10),
+    "hopper": (2, 90, 227 << 10),
+}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SEED = 987654321
 
