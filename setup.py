@@ -75,6 +75,7 @@ if cuda:
     args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
+                    *(["-DFASTDL_WGMMA"] if "9.0a" in os.environ["TORCH_CUDA_ARCH_LIST"] else []),
                     *(f"-U__CUDA_NO_{x}_OPERATORS__" for x in ("HALF", "HALF2")),
                     *(f"-U__CUDA_NO_{x}_CONVERSIONS__" for x in ("HALF", "BFLOAT16"))]  # fmt: skip
     library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]

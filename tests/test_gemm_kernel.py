@@ -12,7 +12,12 @@ from fastdl.activation import CODES, activate
 from fastdl.philox import keep_mask
 
 # name -> device (multiprocessors, capability, shared bytes): few multiprocessors take large tiles, many split k
-DEVICES = {"large tiles": (1, 80, 163 << 10), "small tiles": (132, 80, 163 << 10), "old": (8, 75, 64 << 10)}
+DEVICES = {
+    "large tiles": (1, 80, 163 << 10),
+    "small tiles": (132, 80, 163 << 10),
+    "old": (8, 75, 64 << 10),
+    "hopper": (2, 90, 227 << 10),
+}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SEED = 987654321
 
@@ -72,6 +77,30 @@ def test_alignments_are_exact(library, alignment, layouts):
         assert torch.equal(torch.ops.fastdl_emulated.gemm(*views), (a.double() @ b.double()).to(dtype))
 
 
+@pytest.mark.parametrize("tile", [128, 256])
+@pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt"])
+def test_hopper(library, layouts, tile):
+    """TMA and wgmma: partial tiles, several tiles a block, batches, parts of k; what surrounds the operands is NaN."""
+    sizes = {128: [(136, 120, 200, 1), (128, 128, 64, 3), (128, 128, 4096, 1)], 256: [(264, 520, 136, 1), (136, 512, 72, 2)]}
+    for dtype, (m, n, k, batch) in itertools.product([torch.float16, torch.bfloat16], sizes[tile]):
+        a, b = integers(batch, m, k, dtype=dtype) / 4, integers(batch, k, n, dtype=dtype) / 4
+        views = []
+        for tensor, layout in zip((a, b), layouts):
+            shape = tensor.mT.shape if layout == "t" else tensor.shape
+            memory = torch.full((batch, shape[1] + 1, shape[2] + 24), float("nan"), dtype=dtype)
+            view = memory[:, : shape[1], 8 : 8 + shape[2]]
+            view = view.mT if layout == "t" else view
+            view.copy_(tensor)
+            views.append(view)
+        on_device(library, "hopper")
+        c = torch.ops.fastdl_emulated.gemm(*(v if batch > 1 else v[0] for v in views))
+        assert torch.equal(c.view(batch, m, n), (a.double() @ b.double()).to(dtype))
+        launches, _, _, names = counters(library)
+        assert "wgmma_kernel" in names
+        assert f", {tile}, " in names
+        assert launches == (2 if k == 4096 else 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_split_k(library, dtype):
     """A weight gradient: few tiles, deep k. Parts are added in order, so the bits repeat."""
@@ -93,7 +122,7 @@ def test_split_k(library, dtype):
 def test_epilogues(library, device, activation):
     """Bias, activation, dropout and residual; the preactivation is saved as it was rounded."""
     for dtype in (torch.float32, torch.bfloat16):
-        m, n, k = 70, 61, 24
+        m, n, k = (300, 61, 64) if device == "hopper" and dtype == torch.bfloat16 else (70, 61, 24)
         x, w = (torch.randn(s, dtype=torch.float64).to(dtype) for s in [(m, k), (n, k)])
         bias, z = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
         for p, residual in [(0.0, None), (0.3, z)] if dtype == torch.float32 else [(0.001, None), (1.0, z)]:
@@ -102,6 +131,7 @@ def test_epilogues(library, device, activation):
             ours, saved = torch.ops.fastdl_emulated.linear_forward(
                 x, w, bias, residual, seed, CODES[activation], p, True
             )
+            assert ("wgmma_kernel" in counters(library)[3]) == (m == 300)
             kept = keep_mask((m, n), torch.tensor([SEED]), p) / (1 - p if p < 1 else 1) if p else 1
 
             def formula(x, w, bias, residual, activation=activation, kept=kept):

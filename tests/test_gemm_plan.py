@@ -53,6 +53,13 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
     assert found["workspace_bytes"] == (splits > 1) * splits * batch * m * n * accumulator
     assert splits == 1 or not partials  # sums of columns come from whole rows of tiles
     assert splits == 1 or k // splits >= found["tile"][2]
+    if found["family"] == "wgmma":
+        assert device == H200
+        assert dtype in ("float16", "bfloat16")
+        assert "s" not in layouts
+        assert not partials
+        adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes
+        assert all(adjacent[layout][i] % 8 == 0 for i, layout in enumerate(layouts))
     if found["family"] == "mma":
         assert device[1] >= 80
         assert "s" not in layouts
@@ -71,6 +78,11 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         ((64, 64, 100_000), {"partials": True}, "mma", 64, 1),
         ((1024, 1024, 1024), {}, "mma", 128, 1),
         ((512, 512, 512), {}, "mma", 64, 1),
+        ((8192, 8192, 8192), {"device": H200}, "wgmma", 128, 1),
+        ((8192, 8192, 8191), {"device": H200}, "mma", 128, 1),
+        ((8192, 8192, 8191), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
+        ((4096, 4096, 4096), {"device": H200, "partials": True}, "mma", 128, 1),
+        ((4096, 1024, 65536), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
     ],
 )
 def test_choices(arguments, options, family, tile, splits):

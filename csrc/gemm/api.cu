@@ -5,9 +5,16 @@
 
 namespace fastdl::gemm {
 
+// Code for 9.0, not 9.0a, lacks wgmma: setup.py tells.
+#if defined(FASTDL_WGMMA) || !defined(__CUDACC__)
+constexpr bool kHasWgmma = true;
+#else
+constexpr bool kHasWgmma = false;
+#endif
+
 Machine machine() {
   const DeviceProperties d = device_properties();
-  return {d.multiprocessors, d.capability, d.shared_bytes_per_block};
+  return {d.multiprocessors, d.capability, d.shared_bytes_per_block, d.capability == 90 && kHasWgmma};
 }
 
 const char* launch_product(const Problem& problem, const Plan& plan, void* workspace, void* stream) {
@@ -16,6 +23,8 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
       return launch_simt(problem, plan, workspace, stream);
     case kMma:
       return launch_mma(problem, plan, workspace, stream);
+    case kWgmma:
+      return launch_wgmma(problem, plan, workspace, stream);
   }
   return "unknown family";
 }

@@ -12,7 +12,7 @@ using namespace fastdl::gemm;
 
 namespace {
 
-constexpr const char* kFamilies[] = {"simt", "mma"};
+constexpr const char* kFamilies[] = {"simt", "mma", "wgmma"};
 
 // "n": k is the dimension of stride 1 of a, or n of b; "t": the other; "s": neither.
 Matrix matrix_of(char layout, int64_t rows, int64_t columns) {
@@ -39,7 +39,7 @@ py::dict gemm_plan(int64_t batch, int64_t m, int64_t n, int64_t k, const std::st
   p.output_row = n, p.output_batch = m * n;
   if (partials) p.epilogue.column_sums = &p;  // any address
   align(p);
-  const Plan found = plan(p, {multiprocessors, capability, shared_bytes});
+  const Plan found = plan(p, {multiprocessors, capability, shared_bytes, capability == 90});
   py::dict result;
   result["family"] = kFamilies[found.family];
   result["tile"] = py::make_tuple(found.tile_m, found.tile_n, found.tile_k);

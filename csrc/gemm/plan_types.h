@@ -8,11 +8,13 @@ namespace fastdl::gemm {
 struct Machine {
   int multiprocessors, capability;
   int shared_bytes;  // of a block, with opt-in
+  bool wgmma;        // Hopper, and code for it in this library
 };
 
 enum Family : uint8_t {
-  kSimt,  // anything
-  kMma,   // sm_80: cp.async, ldmatrix, mma.sync
+  kSimt,   // anything
+  kMma,    // sm_80: cp.async, ldmatrix, mma.sync
+  kWgmma,  // sm_90a: TMA, wgmma
 };
 
 struct Plan {

@@ -1,0 +1,60 @@
+// The instances of wgmma_kernel for one dtype; each api_wgmma*.cu compiles those of one.
+#pragma once
+#include "gemm/api.h"
+#include "gemm/wgmma.cuh"
+
+namespace fastdl::gemm {
+
+const char* launch_wgmma_bfloat16(const Problem& problem, const Plan& plan, void* workspace, void* stream);
+const char* launch_wgmma_half(const Problem& problem, const Plan& plan, void* workspace, void* stream);
+
+// lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next.
+template <class scalar_t>
+const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
+                        bool deep, int box_lines) {
+  const uint64_t size[] = {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)};
+  const int64_t outer = deep ? x.row : x.column, next = batch > 1 ? x.batch : outer;
+  const uint64_t stride[] = {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)};
+  const uint32_t box[] = {kWgmmaDepth, uint32_t(deep ? box_lines : kWgmmaDepth), 1};
+  return ptx::make_tensor_map(map, static_cast<const scalar_t*>(x.data), 3, size, stride, box,
+                              ptx::Swizzle::k128);
+}
+
+template <class Shape>
+const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspace, void* stream) {
+  using scalar_t = typename Shape::scalar_t;
+  const TileGrid grid = tile_grid(p, plan);
+  ptx::TensorMap a, b;
+  const char* error =
+      map_operand<scalar_t>(&a, p.a, p.m, p.k, p.batch, Shape::A::kMajor == ptx::Major::kK, Shape::kTileM);
+  if (!error) {
+    error = map_operand<scalar_t>(&b, p.b.transposed(), p.n, p.k, p.batch, Shape::B::kMajor == ptx::Major::kK,
+                                  Shape::kTileN);
+  }
+  if (error) return error;
+  LaunchConfig config;
+  config.grid = dim3(unsigned(std::min<int64_t>(grid.blocks(), machine().multiprocessors)));
+  config.block = dim3(Shape::kThreads);
+  config.shared_bytes = Shape::kSharedBytes;
+  config.stream = stream;
+  return launch(wgmma_kernel<Shape>, config, p, grid, a, b, workspace);
+}
+
+template <class scalar_t, bool a_deep, bool b_deep>
+const char* launch_wgmma_layout(const Problem& p, const Plan& plan, void* workspace, void* stream) {
+  if (plan.tile_n == 256) {
+    return launch_wgmma_shape<WgmmaShape<scalar_t, 256, a_deep, b_deep>>(p, plan, workspace, stream);
+  }
+  return launch_wgmma_shape<WgmmaShape<scalar_t, 128, a_deep, b_deep>>(p, plan, workspace, stream);
+}
+
+template <class scalar_t>
+const char* launch_wgmma_typed(const Problem& p, const Plan& plan, void* workspace, void* stream) {
+  const bool a_deep = p.a.column == 1, b_deep = p.b.row == 1;
+  if (a_deep && b_deep) return launch_wgmma_layout<scalar_t, true, true>(p, plan, workspace, stream);
+  if (a_deep) return launch_wgmma_layout<scalar_t, true, false>(p, plan, workspace, stream);
+  if (b_deep) return launch_wgmma_layout<scalar_t, false, true>(p, plan, workspace, stream);
+  return launch_wgmma_layout<scalar_t, false, false>(p, plan, workspace, stream);
+}
+
+}  // namespace fastdl::gemm
