@@ -81,7 +81,10 @@ def test_alignments_are_exact(library, alignment, layouts):
 @pytest.mark.parametrize("layouts", ["nn", "nt", "tn", "tt"])
 def test_hopper(library, layouts, tile):
     """TMA and wgmma: partial tiles, several tiles a block, batches, parts of k; what surrounds the operands is NaN."""
-    sizes = {128: [(136, 120, 200, 1), (128, 128, 64, 3), (128, 128, 4096, 1)], 256: [(264, 520, 136, 1), (136, 512, 72, 2)]}
+    sizes = {
+        128: [(136, 120, 200, 1), (128, 128, 64, 3), (128, 128, 4096, 1)],
+        256: [(264, 520, 136, 1), (136, 512, 72, 2)],
+    }
     for dtype, (m, n, k, batch) in itertools.product([torch.float16, torch.bfloat16], sizes[tile]):
         a, b = integers(batch, m, k, dtype=dtype) / 4, integers(batch, k, n, dtype=dtype) / 4
         views = []
