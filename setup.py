@@ -76,10 +76,9 @@ if cuda:
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
                     *(["-DFASTDL_WGMMA"] if "9.0a" in os.environ["TORCH_CUDA_ARCH_LIST"] else []),
-                    *(f"-U__CUDA_NO_{x}_OPERATORS__" for x in ("HALF", "HALF2")),
-                    *(f"-U__CUDA_NO_{x}_CONVERSIONS__" for x in ("HALF", "BFLOAT16"))]  # fmt: skip
-    library_dirs += [os.path.join(cuda, "lib64"), os.path.join(cuda, "lib")]
-    link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+                    *(f"-U__CUDA_NO_{x}__" for x in "HALF_OPERATORS HALF2_OPERATORS HALF_CONVERSIONS".split()),
+                    "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]  # fmt: skip
+    link += [f"-L{cuda}/lib64", f"-L{cuda}/lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 digest = run_path("fastdl/_sources.py")["write_header"](Path("csrc"), bool(cuda), Path("build/include/sources.h"))
 # pybind11 before torch, whose own copy refuses the stable ABI in some versions
 include_dirs = [os.path.abspath("csrc"), digest, pybind11.get_include(), *cpp_extension.include_paths()]
