@@ -76,7 +76,7 @@ if cuda:
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",
                     *(["-DFASTDL_WGMMA"] if "9.0a" in os.environ["TORCH_CUDA_ARCH_LIST"] else []),
-                    *(f"-U__CUDA_NO_{x}__" for x in "HALF_OPERATORS HALF2_OPERATORS HALF_CONVERSIONS".split()),
+                    *(f"-U__CUDA_NO_{x}__" for x in ["HALF_OPERATORS", "HALF2_OPERATORS", "HALF_CONVERSIONS"]),
                     "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]  # fmt: skip
     link += [f"-L{cuda}/lib64", f"-L{cuda}/lib", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 digest = run_path("fastdl/_sources.py")["write_header"](Path("csrc"), bool(cuda), Path("build/include/sources.h"))
