@@ -12,7 +12,7 @@ from glob import glob
 from pathlib import Path
 from runpy import run_path
 
-from setuptools import Extension, setup
+import setuptools
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one build serves every later torch
 
@@ -29,8 +29,9 @@ try:
 except ImportError as error:
     fail(f"building needs {error.name}, which {sys.executable} lacks: pip install 'torch>=2.10' ninja pybind11, "
          "then pip install --no-build-isolation .")  # fmt: skip
-if tuple(int(x) for x in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
-    fail(f"found torch {torch.__version__}, needs 2.10 or newer: pip install 'torch>=2.10'")
+for name, found, least in (("torch", torch.__version__, "2.10"), ("setuptools", setuptools.__version__, "77.0")):
+    if [int(x) for x in re.findall(r"\d+", found)[:2]] < [int(x) for x in least.split(".")]:
+        fail(f"found {name} {found}, needs {least} or newer: pip install '{name}>={least}'")
 
 
 def cuda_home():
@@ -82,9 +83,8 @@ if cuda:
 digest = run_path("fastdl/_sources.py")["write_header"](Path("csrc"), bool(cuda), Path("build/include/sources.h"))
 # pybind11 before torch, whose own copy refuses the stable ABI in some versions
 include_dirs = [os.path.abspath("csrc"), digest, pybind11.get_include(), *cpp_extension.include_paths()]
-extension = Extension(
+extension = setuptools.Extension(
     "fastdl._C", sources, include_dirs=include_dirs, language="c++", library_dirs=library_dirs, libraries=["torch_cpu"],
-    extra_compile_args=args, extra_link_args=link,
-    depends=glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True),
+    extra_compile_args=args, extra_link_args=link, depends=glob("csrc/**/*.*h", recursive=True),
 )  # fmt: skip
-setup(ext_modules=[extension], cmdclass={"build_ext": cpp_extension.BuildExtension})
+setuptools.setup(ext_modules=[extension], cmdclass={"build_ext": cpp_extension.BuildExtension})

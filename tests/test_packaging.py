@@ -72,6 +72,13 @@ def test_with_an_old_torch(fake_torch):
     assert "found torch 2.5.1+cu124, needs 2.10 or newer" in message
 
 
+def test_with_an_old_setuptools(fake_torch):
+    """As a virtual environment of Python 3.10 or 3.11 brings it, where build isolation is off."""
+    path = fake_torch("2.11.0+cpu", None)
+    (path / "setuptools.py").write_text("__version__ = '65.5.0'")
+    assert "found setuptools 65.5.0, needs 77.0 or newer: pip install 'setuptools>=77.0'" in setup_fails(path=path)
+
+
 def test_cuda_forced_without_nvcc(tmp_path):
     message = setup_fails(FORCE_CUDA="1", CUDA_HOME=str(tmp_path))
     assert "FORCE_CUDA=1 but no nvcc" in message
