@@ -72,7 +72,7 @@ if cuda:
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:  # torch would take 9.0, without wgmma; 9.0a's PTX runs on 9.0 alone
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())} or {(8, 0), (9, 0)}
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{a}.{b}{'a' if a == 9 else '+PTX'}" for a, b in sorted(found))
-    sources += sorted(glob("csrc/*/op.cpp") + glob("csrc/*/api*.cu"))
+    sources += sorted(glob("csrc/*/op*.cpp") + glob("csrc/*/api*.cu"))
     args["cxx"] = [*cxx, "-DUSE_CUDA", "-DFASTDL_CUDA", f"-I{cuda}/include",
                    f"-DFASTDL_ARCHS={re.sub('[; ]+', ',', os.environ['TORCH_CUDA_ARCH_LIST'])}"]  # fmt: skip
     args["nvcc"] = [*common[:2], common[3], "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA", "--expt-relaxed-constexpr",

@@ -6,3 +6,4 @@ from fastdl.channel_dropout import dropout2d as dropout2d
 from fastdl.channel_dropout import dropout3d as dropout3d
 from fastdl.dropout import dropout as dropout
 from fastdl.linear import linear as linear
+from fastdl.mlp import mlp as mlp

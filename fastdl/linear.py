@@ -8,25 +8,11 @@ from fastdl import _library
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.dropout import apply as drop
 from fastdl.dropout import check_probability, is_ours
-from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, product, transforms_active
-from fastdl.philox import keep_mask, new_seed
+from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, transforms_active
+from fastdl.linear_backward import BACKWARD, NAMES, drop_by_seed, gradients, rows
+from fastdl.philox import new_seed
 
-_NAMES = {code: name for name, code in CODES.items()}
-_SIGNED = ("relu", "leaky_relu")  # their output has the preactivation's sign
-
-
-def _scale(p: float) -> float:
-    return 1 / (1 - p) if p < 1 else 0.0
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """Return (*, N) as (rows, N), also where N is 0."""
-    return tensor.unsqueeze(0).flatten(0, -2)
-
-
-def _drop(input: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    """Return the input with dropped elements zero and the others scaled; its own gradient."""
-    return input if seed is None else torch.where(keep_mask(input.shape, seed, p), input * _scale(p), 0)
+SIGNED = ("relu", "leaky_relu")  # their output has the preactivation's sign
 
 
 def linear_reference(
@@ -35,30 +21,15 @@ def linear_reference(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (dropout(activation(linear(input))) + residual, preactivation or nothing)."""
     preactivation = F.linear(input, weight, bias)
-    output = _drop(activate(preactivation, _NAMES[activation]), seed, p)
+    output = drop_by_seed(activate(preactivation, NAMES[activation]), seed, p)
     if residual is not None:
         output = output + residual
     return output, preactivation if save else input.new_empty(0)
 
 
-def linear_backward_reference(
-    grad_output: Tensor, saved: Tensor | None, seed: Tensor | None, activation: int, p: float, bias: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients at the preactivation and at the bias (or nothing)."""
-    grad = activation_backward(_drop(grad_output, seed, p), saved, _NAMES[activation]) if saved is not None \
-        else _drop(grad_output, seed, p)  # fmt: skip
-    grad = grad.clone() if grad is grad_output else grad
-    return grad, _rows(grad).sum(0) if bias else grad.new_empty(0)
-
-
 def _fake(input, weight, bias, residual, seed, activation, p, save, precision=0):  # type: ignore[no-untyped-def]
     output = input.new_empty((*input.shape[:-1], weight.size(0)))
     return output, torch.empty_like(output) if save else input.new_empty(0)
-
-
-def _fake_backward(grad_output, saved, seed, activation, p, bias):  # type: ignore[no-untyped-def]
-    grad = grad_output.new_empty(grad_output.shape)
-    return grad, grad_output.new_empty(grad_output.size(-1) if bias else 0)
 
 
 FORWARD = _library.define(
@@ -67,18 +38,12 @@ FORWARD = _library.define(
     fake=_fake,
     reference=linear_reference,
 )
-BACKWARD = _library.define(
-    "linear_backward(Tensor grad_output, Tensor? saved, Tensor? seed, int activation, float p, bool bias) "
-    "-> (Tensor, Tensor)",
-    fake=_fake_backward,
-    reference=linear_backward_reference,
-)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, residual, seed, activation, p):  # type: ignore[no-untyped-def]
-        from_output = activation in _SIGNED and residual is None
+        from_output = activation in SIGNED and residual is None
         save = activation is not None and not from_output
         output, preactivation = FORWARD(
             input, weight, bias, residual, seed, CODES[activation], p, save, float32_precision()
@@ -91,27 +56,22 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         input, weight, bias, seed, saved = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_input = grad_weight = grad_bias = None
+        needs, grad_bias = ctx.needs_input_grad, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: every step differentiable
-            grad = _drop(grad_output, seed, ctx.p)
+            grad = drop_by_seed(grad_output, seed, ctx.p)
             if ctx.activation is not None:
                 grad = activation_backward(grad, F.linear(input, weight, bias), ctx.activation)
-            if needs_bias:
-                grad_bias = _rows(grad).sum(0)
-        elif ctx.activation is None and seed is None and not needs_bias:
+        elif ctx.activation is None and seed is None:
             grad = grad_output
         else:
-            grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs_bias)
-        if needs_input:
-            grad_input = product(_rows(grad), weight).view(input.shape)
-        if needs_weight:
-            grad_weight = product(_rows(grad).mT, _rows(input))
-        grad_residual = grad_output if ctx.needs_input_grad[3] else None
-        return grad_input, grad_weight, grad_bias if needs_bias else None, grad_residual, None, None, None
+            grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs[2])
+        grads = gradients(rows(grad), rows(input), weight, needs[0], needs[1], needs[2] and grad_bias is None)
+        grad_input = grads[0].view(input.shape) if needs[0] else None
+        grad_bias = grads[2] if grad_bias is None else grad_bias if needs[2] else None
+        return grad_input, grads[1], grad_bias, grad_output if needs[3] else None, None, None, None
 
 
-def _fits(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+def fits(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
     """Return whether the fused op takes these operands; torch's ops (and errors) serve the others."""
     tensors = tuple(t for t in (input, weight, bias, residual) if t is not None)
     return (
@@ -147,7 +107,7 @@ def linear(
     check_probability(dropout)
     p = float(dropout) if training else 0.0
     operands = (autocast(input), autocast(weight), bias if bias is None else autocast(bias))
-    fused = has_kernel(FORWARD, input, weight) and _fits(*operands, residual)
+    fused = has_kernel(FORWARD, input, weight) and fits(*operands, residual)
     preactivation = None if fused else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
     shape = (*input.shape[:-1], *weight.shape[:-1])
     if residual is not None and residual.shape != shape:
@@ -163,6 +123,12 @@ def linear(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
     return FORWARD(*operands, residual, seed, CODES[activation], p, False, float32_precision())[0]  # type: ignore[no-any-return]
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Return whether somebody waits for a call of this very module, or of all: it must then be called by itself."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or torch.nn.modules.module._has_any_global_hook()
 
 
 def _plain(input: Tensor, activation: str | None, p: float, residual: Tensor | None) -> Tensor:

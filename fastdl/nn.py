@@ -9,3 +9,4 @@ from fastdl.channel_dropout import Dropout3d as Dropout3d
 from fastdl.dropout import Dropout as Dropout
 from fastdl.linear import Linear as Linear
 from fastdl.linear_batch_norm import LinearBatchNormAct as LinearBatchNormAct
+from fastdl.mlp import MLP as MLP

@@ -27,7 +27,7 @@ bool packs(const Sizes& size, std::initializer_list<Operand> operands) {
 Plan plan_of(const ForwardArguments& a, const DeviceLimits& device) {
   const int bytes = bytes_of(a.dtype);
   return a.size.channels_last
-             ? plan_rows(a.size, bytes, 1, a.training, device)
+             ? plan_rows(a.size, bytes, 1, a.training && !a.given.mean, device)
              : plan_channels(a.size, bytes, 1, a.training, packs(a.size, {a.input, a.residual}), device);
 }
 Plan plan_of(const BackwardArguments& a, const DeviceLimits& device) {
@@ -55,7 +55,16 @@ Plan plan_of(const Kernels<Arguments>& kernels, const Arguments& a) {
   return plan.blocks() <= room ? plan : plan_of(a, {limits().multiprocessors, 0, false});
 }
 
-size_t workspace_of(const Plan& plan) {
+// Whether blocks that merge given moments themselves would read more of them than of their rows.
+bool merges_first(const ForwardArguments& a, const Plan& plan) {
+  const int64_t each = a.dtype == Dtype::kFloat64 ? 8 : 4;
+  return a.given.mean && a.given.blocks * plan.pack * 2 * each > int64_t(plan.share) * 16;
+}
+bool merges_first(const BackwardArguments&, const Plan&) { return false; }
+
+template <class Arguments>
+size_t workspace_of(const Arguments& a, const Plan& plan) {
+  if (merges_first(a, plan)) return size_t(a.size.c) * Team::kExchange * sizeof(double);
   const bool streams = plan.regime == Regime::kStream;
   if (plan.regime == Regime::kGroup || (streams && plan.rows)) return size_t(Team::workspace_bytes(plan));
   return streams ? size_t(plan.blocks()) * Team::kExchange * sizeof(double) : 0;
@@ -83,8 +92,16 @@ const char* run(const Arguments& a, void* workspace, void* stream) {
   const LaunchConfig config = config_of(plan, stream);
   const bool packed = plan.pack > 1;
   switch (plan.regime) {
-    case Regime::kApply:
-      return launch(kernels.apply[packed], config, a, plan, nullptr);
+    case Regime::kApply: {
+      void* merged = nullptr;
+      if constexpr (std::is_same_v<Arguments, ForwardArguments>) {
+        if (merges_first(a, plan)) {
+          merged = workspace;
+          if (const char* error = merge_given(a, merged, stream)) return error;
+        }
+      }
+      return launch(kernels.apply[packed], config, a, plan, merged);
+    }
     case Regime::kStream: {
       const char* error = launch(kernels.sums, config, a, plan, workspace);
       if (!error && plan.rows) {
@@ -104,8 +121,8 @@ const char* run(const Arguments& a, void* workspace, void* stream) {
 
 }  // namespace
 
-size_t forward_workspace(const ForwardArguments& a) { return workspace_of(plan_of(kernels_of(a), a)); }
-size_t backward_workspace(const BackwardArguments& a) { return workspace_of(plan_of(kernels_of(a), a)); }
+size_t forward_workspace(const ForwardArguments& a) { return workspace_of(a, plan_of(kernels_of(a), a)); }
+size_t backward_workspace(const BackwardArguments& a) { return workspace_of(a, plan_of(kernels_of(a), a)); }
 
 const char* forward(const ForwardArguments& a, void* workspace, void* stream) {
   const char* error = run(a, workspace, stream);

@@ -14,6 +14,9 @@ struct Kernels {
   Kernel resident[2], sums, merge, apply[2];  // merge: channels last
 };
 
+// Launches the merge of the moments that a product has left (given.cuh) to `merged`, three doubles a channel.
+const char* merge_given(const ForwardArguments& arguments, void* merged, void* stream);
+
 Kernels<ForwardArguments> channel_forward_kernels(Dtype dtype);
 Kernels<BackwardArguments> channel_backward_kernels(Dtype dtype);
 Kernels<ForwardArguments> row_forward_kernels(Dtype dtype);

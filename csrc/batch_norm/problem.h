@@ -48,6 +48,12 @@ inline int64_t mask_bytes(int64_t rows, int64_t length) {
   return rows * ((length + 7) / 8 + (length % 8 ? 1 : 0));
 }
 
+// Moments of blocks of `rows` rows (the last may have fewer) of an (N, C) input, by whoever wrote it.
+struct GivenMoments {
+  const void *mean, *m2;  // (blocks, C) each, of the accumulator's type; null: none
+  int64_t blocks, rows;
+};
+
 struct ForwardArguments {
   Dtype dtype;  // of input, residual, output
   Sizes size;
@@ -61,6 +67,7 @@ struct ForwardArguments {
   int64_t* num_batches_tracked;  // null: none. Training increments it.
   double *save_mean, *save_invstd;
   Epilogue epilogue;
+  GivenMoments given;  // training: instead of reading the input twice
 };
 
 // grad_input is (g - mean(g) - normalized * mean(g * normalized)) * invstd * weight, in evaluation without

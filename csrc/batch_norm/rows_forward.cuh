@@ -1,5 +1,6 @@
 // Forward, channels last.
 #pragma once
+#include "batch_norm/given.cuh"
 #include "batch_norm/rows.cuh"
 
 namespace fastdl::batch_norm {
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       });
 }
 
-// Two reads, second half, from the end; in evaluation all there is.
+// Two reads, second half, from the end; in evaluation, and behind a product that left moments, all there is.
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads, 2)
     rows_apply_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
@@ -160,10 +161,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   FASTDL_SHARED(constants, Constants<acc_t>[8 * kVectorSize<scalar_t>]);
   const int64_t block = int64_t(gridDim.x) - 1 - blockIdx.x, slice = block / plan.team;
   const int64_t rank = block % plan.team, c = slice * plan.pack + threadIdx.x;
+  Moments<double> given = Moments<double>::none();
+  if (a.given.mean && !workspace) given = given_moments<acc_t>(a, slice * plan.pack, plan.pack);
   if (int(threadIdx.x) < plan.pack && c < a.size.c) {
     if (plan.regime == Regime::kStream) {
       const auto m = published<Moments<double>>(Team::exchange(plan, workspace, slice, 1) +
                                                 threadIdx.x * Team::kExchange);
+      constants[threadIdx.x] = finish_forward<acc_t>(a, c, m.mean, m.m2, rank == 0);
+    } else if (a.given.mean) {
+      const auto* merged = static_cast<const double*>(workspace);
+      const auto m = merged ? published<Moments<double>>(merged + c * Team::kExchange) : given;
       constants[threadIdx.x] = finish_forward<acc_t>(a, c, m.mean, m.m2, rank == 0);
     } else {
       constants[threadIdx.x] = evaluation_constants<acc_t>(a, c, rank == 0);

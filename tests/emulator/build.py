@@ -144,10 +144,10 @@ def build(flavour: str = "plain") -> str:
     """Return the path of the library with every op's kernels, registered as torch.ops.fastdl_emulated."""
     folder, torch = folder_of(flavour), torch_folder()
     include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
-    glue = [*COMMON, "-O1", *include, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
+    glue = [*COMMON, "-O1", "-fvisibility=hidden", *include, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
     jobs = runtime_jobs(flavour)
     jobs += [(source, kernel_flags(flavour)) for source in sorted(ROOT.glob("csrc/*/api*.cu"))]
-    jobs += [(source, glue) for source in sorted(ROOT.glob("csrc/*/op.cpp"))]
+    jobs += [(source, glue) for source in sorted(ROOT.glob("csrc/*/op*.cpp"))]
     libraries = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
     with locked(folder):
         objects = compile_all(jobs, folder)
