@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdl
+from fastdl._plans import H200, plans
 
 
 def _try(what: Callable[[], Any]) -> Any:
@@ -95,36 +96,6 @@ def _arch_check(library: dict[str, Any], capability: tuple[int, int]) -> str:
     return f"no: built for {archs}, {have}; rebuild with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
 
 
-_H200 = {"name": "an H200 (not here)", "compute_capability": "9.0", "multiprocessors": 132, "shared_bytes": 232448}
-_BATCH_NORM_SIZES = ((32, 64, 112), (32, 256, 56), (32, 512, 28), (32, 2048, 7), (256, 64, 112), (4, 128, 1024))
-_BATCH_NORM_LAYOUTS = ("contiguous", "channels_last")
-
-
-def _batch_norm_plans(gpu: dict[str, Any], layout: str) -> dict[str, str]:
-    """Return how the kernels would share bfloat16 images among this GPU's blocks, by shape."""
-    from fastdl import _C
-
-    modern = float(gpu["compute_capability"]) >= 8  # api.cu, limits()
-    device = (gpu["multiprocessors"], gpu["shared_bytes"] if modern else 0, float(gpu["compute_capability"]) >= 9)
-
-    def plan(n: int, c: int, size: int, operands: int) -> str:
-        p = _C.batch_norm_plan(n, c, size * size, 2, operands, True, True, *device, layout == "channels_last")
-        shape = f"{p['regime']}, {p['blocks']} blocks"
-        shape += (
-            f", {p['team']} for {p['pack']} channels"
-            if p["team"] > 1
-            else f", {p['pack']} channels each"
-            if p["pack"] > 1
-            else ""
-        )
-        return shape + (f", {p['shared_bytes'] >> 10} KiB each" if p["shared_bytes"] else "")
-
-    return {
-        str((n, c, size, size)): f"forward {plan(n, c, size, 1)}; backward {plan(n, c, size, 2)}"
-        for n, c, size in _BATCH_NORM_SIZES
-    }
-
-
 def samples(device: torch.device, *, gradients: bool = False) -> dict[str, Callable[[], Any]]:
     """Return a small call of every public part, of sizes that no vector width divides.
 
@@ -154,6 +125,8 @@ def samples(device: torch.device, *, gradients: bool = False) -> dict[str, Calla
         "batch_norm + relu": module("BatchNorm2d", 5, input=image, activation="relu"),
         "linear": module("Linear", 13, 11),
         "linear + gelu": module("Linear", 13, 11, activation="gelu"),
+        "MLP": module("MLP", 13, 11),
+        "LinearBatchNormAct": module("LinearBatchNormAct", 13, 11),
         "matmul": lambda: fastdl.matmul(x, x.T),
         "initialize": lambda: _part("init").initialize(torch.nn.Linear(4, 4).to(device)),
         **{name: partial(step, name) for name in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")},
@@ -238,7 +211,7 @@ def report(*, ops: bool = True) -> dict[str, Any]:
     for gpu in gpus:
         major, minor = (int(digit) for digit in gpu["compute_capability"].split("."))
         gpu["library_has_code"] = _try(lambda: _arch_check(library, (major, minor)))  # noqa: B023
-    planned = gpus[0] if gpus else _H200
+    planned = gpus[0] if gpus else H200
     result: dict[str, Any] = {
         "fastdl": fastdl.__version__,
         "python": platform.python_version(),
@@ -254,11 +227,7 @@ def report(*, ops: bool = True) -> dict[str, Any]:
         "driver": _try(_driver),
         "gpus": gpus,
         "library": library,
-        "batch_norm_plans": {
-            planned["name"]: {
-                layout: _try(partial(_batch_norm_plans, planned, layout)) or {} for layout in _BATCH_NORM_LAYOUTS
-            }
-        },
+        "plans": {planned["name"]: _try(partial(plans, planned)) or {}},
         "strict": os.environ.get("FASTDL_STRICT", "0") not in ("", "0"),
     }
     if ops:
@@ -301,10 +270,10 @@ def _text(found: dict[str, Any]) -> str:
         width = max(map(len, found["ops"]), default=0) + 2
         lines += ["", f"On {found['device']} tensors here:"]
         lines += [f"  {name:{width}}{path}" for name, path in found["ops"].items()]
-    for gpu_name, layouts in found["batch_norm_plans"].items():
-        for layout, plans in layouts.items():
-            lines += ["", f"Batch norm of {layout} bfloat16 images on {gpu_name}:"]
-            lines += [f"  {shape:22}{plan}" for shape, plan in plans.items()]
+    for gpu_name, subjects in found["plans"].items():
+        for subject, rows_of in subjects.items():
+            lines += ["", f"{subject} on {gpu_name}:"]
+            lines += [f"  {shape:26}{plan}" for shape, plan in rows_of.items()]
     return "\n".join(lines)
 
 

@@ -65,10 +65,12 @@ class _Linear(torch.autograd.Function):
             grad = grad_output
         else:
             grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs[2])
-        grads = gradients(rows(grad), rows(input), weight, needs[0], needs[1], needs[2] and grad_bias is None)
-        grad_input = grads[0].view(input.shape) if needs[0] else None
-        grad_bias = grads[2] if grad_bias is None else grad_bias if needs[2] else None
-        return grad_input, grads[1], grad_bias, grad_output if needs[3] else None, None, None, None
+        grad_input, grad_weight, sums = gradients(
+            rows(grad), rows(input), weight, needs[0], needs[1], needs[2] and grad_bias is None
+        )
+        grad_input = None if grad_input is None else grad_input.view(input.shape)
+        grad_bias = sums if grad_bias is None else grad_bias if needs[2] else None
+        return grad_input, grad_weight, grad_bias, grad_output if needs[3] else None, None, None, None
 
 
 def fits(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:

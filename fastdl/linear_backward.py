@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastdl import _library
 from fastdl.activation import CODES, activation_backward
-from fastdl.gemm import float32_precision, has_kernel, product
+from fastdl.gemm import float32_precision, product
 from fastdl.philox import keep_mask
 
 NAMES = {code: name for name, code in CODES.items()}
@@ -92,7 +92,8 @@ def gradients(
     if needs_input:
         grad_input = product(grad, weight)
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if needs_weight and needs_bias and not recorded and input.size(1) > 0 and has_kernel(GRAD_WEIGHT, grad, input):
+    kernels = grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload
+    if needs_weight and needs_bias and kernels and not recorded and input.size(1) > 0:
         grad_weight, grad_bias = GRAD_WEIGHT(grad, input, float32_precision())
     else:
         grad_weight = product(grad.mT, input) if needs_weight else None

@@ -78,8 +78,8 @@ class _LinearBatchNorm(torch.autograd.Function):
         grad, grad_residual, grad_norm_weight, grad_norm_bias = run(
             grad_output, *saved, *ctx.options, any(need[:3]), need[3] and not passes, need[4] or need[5]
         )
-        found = gradients(grad, input, weight, *need[:3]) if any(need[:3]) else (None, None, None)
-        found += (grad_output if passes else grad_residual, grad_norm_weight, grad_norm_bias)
+        products = gradients(grad, input, weight, *need[:3]) if any(need[:3]) else (None, None, None)
+        found = (*products, grad_output if passes else grad_residual, grad_norm_weight, grad_norm_bias)
         return (*(g if n else None for g, n in zip(found, need)), *[None] * 8)
 
 

@@ -147,7 +147,12 @@ class MLP(nn.Module):
         """Return dropout(fc2(dropout(activation(fc1(input))))) + residual."""
         first, second = self.fc1, self.fc2
         plain = type(first) is type(second) is Linear and not has_hooks(first) and not has_hooks(second)
-        if not plain or first.dropout != second.dropout or second.activation is not None or first.training != second.training:
+        if (
+            not plain
+            or first.dropout != second.dropout
+            or second.activation is not None
+            or first.training != second.training
+        ):
             output: Tensor = second(first(input), residual=residual)
             return output
         return mlp(

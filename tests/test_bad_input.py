@@ -63,6 +63,12 @@ CASES = {
         lambda: FF.linear(torch.ones(2, 3).half(), torch.ones(5, 3), torch.ones(5)),
         lambda: nn.functional.linear(torch.ones(2, 3).half(), torch.ones(5, 3), torch.ones(5)),
         RuntimeError, "mat1 and mat2 must have the same dtype, but got Half and Float"),
+    "MLP's shape": (
+        lambda: fnn.MLP(4, 8)(torch.ones(2, 3)), lambda: nn.Linear(4, 8)(torch.ones(2, 3)),
+        RuntimeError, "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x8)"),
+    "one row to a block with batch norm": (
+        lambda: fnn.LinearBatchNormAct(3, 4)(torch.ones(1, 3)), lambda: nn.BatchNorm1d(4)(torch.ones(1, 4)),
+        ValueError, "Expected more than 1 value per channel when training, got input size"),
     "matmul's shape": (
         lambda: matmul(torch.ones(2, 3), torch.ones(4, 5)), lambda: torch.matmul(torch.ones(2, 3), torch.ones(4, 5)),
         RuntimeError, "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),

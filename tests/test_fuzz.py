@@ -188,6 +188,33 @@ def test_linear(backend, data, dtype, activation, p, training, seed):
 
 
 @fuzz
+@given(data=st.data(), dtype=DTYPES, activation=SMOOTH, p=PROBABILITIES, seed=st.integers(0, 99))
+def test_mlp(backend, data, dtype, activation, p, seed):
+    backend.requires("linear_forward", "linear_backward", "linear_grad_input", "linear_grad_weight")
+    torch.manual_seed(seed)
+    batch = tuple(data.draw(st.lists(st.integers(0, 7), max_size=2)))
+    k, h, n = (data.draw(st.integers(0, 24)) for _ in "khn")
+    shapes = ((*batch, k), (h, k), (h,), (n, h), (n,))
+    optional = [True, True, data.draw(st.booleans()), True, data.draw(st.booleans())]
+    tensors = [
+        make(s, dtype, data.draw(layouts(len(s))), max(s[-1], 1) ** -0.5) if o else None
+        for s, o in zip(shapes, optional)
+    ]
+    leaves, exact = ([leaf(t, kind) for t in tensors] for kind in (None, torch.float64))
+    state = torch.get_rng_state()
+    masks = [keep_mask((*batch, width), new_seed(torch.device("cpu")), p) if p else None for width in (h, n)]
+    torch.set_rng_state(state)
+    output = FF.mlp(*leaves, activation=activation, dropout=p)
+    expected = exact[0]
+    for w, b, name, mask in ((*exact[1:3], activation, masks[0]), (*exact[3:5], None, masks[1])):
+        expected = activate(F.linear(expected, w, b), name)
+        expected = expected if mask is None else drop(expected, mask, p)
+    assert output.dtype == dtype
+    check_close(output, expected, dtype)
+    check_gradients(output, expected, leaves, exact, dtype)
+
+
+@fuzz
 @given(data=st.data(), dtype=DTYPES, seed=st.integers(0, 99))
 def test_matmul_of_small_integers_is_exact(backend, data, dtype, seed):
     backend.requires("gemm")

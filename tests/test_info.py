@@ -18,11 +18,16 @@ def test_report_fits_json_and_names_this_machine():
     assert report["memory_gib"] > 0
     assert {"dropout", "linear", "AdamW", "BatchTransform", "batch_norm + relu"} <= set(report["ops"])
     assert not [path for path in report["ops"].values() if "does not run" in path]
-    (layouts,) = report["batch_norm_plans"].values()
-    assert set(layouts) == {"contiguous", "channels_last"}
-    for plans in layouts.values():
+    (subjects,) = report["plans"].values()
+    for layout in ("contiguous", "channels_last"):
+        plans = subjects.pop(f"Batch norm of {layout} bfloat16 images")
         assert all(plan.startswith("forward ") and "; backward " in plan for plan in plans.values())
         assert len(plans) >= 6
+    for dtype in ("bfloat16", "float32"):
+        plans = subjects.pop(f"Products of {dtype}")
+        assert all(", tiles of " in plan for plan in plans.values())
+        assert len(plans) >= 6
+    assert subjects == {}
 
 
 def test_command_prints_text_and_json():

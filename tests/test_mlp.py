@@ -132,6 +132,21 @@ def test_autocast(backend):
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in block.parameters())
 
 
+def test_compile(backend):
+    if backend.name == "emulated":
+        pytest.skip("the compiled graph holds the op, not the backend")
+    block = fastdl.nn.MLP(6, 10, dropout=0.2, device=backend.device)
+    results = []
+    for module in (copy.deepcopy(block), torch.compile(block, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(4)
+        x = torch.randn(8, 6, device=backend.device, requires_grad=True)
+        out = module(x)
+        out.square().sum().backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_bad_input(backend):
     with pytest.raises(ValueError, match="activation must be"):
         fastdl.nn.MLP(6, 5, activation="tanh")

@@ -35,8 +35,8 @@ template <class acc_t>
 FASTDL_DEVICE Moments<double> given_moments(const ForwardArguments& a, int64_t c0, int channels) {
   FASTDL_SHARED(table, Moments<double>[kThreads]);
   const int thread = int(threadIdx.x), k = thread % channels, parts = int(blockDim.x) / channels;
-  table[thread] = c0 + k < a.size.c ? join_given<acc_t>(a, c0 + k, thread / channels, parts)
-                                    : Moments<double>::none();
+  table[thread] =
+      c0 + k < a.size.c ? join_given<acc_t>(a, c0 + k, thread / channels, parts) : Moments<double>::none();
   __syncthreads();
   Moments<double> total = Moments<double>::none();
   for (int i = 0; i < parts && thread < channels; ++i) {

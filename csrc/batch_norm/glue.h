@@ -91,7 +91,9 @@ inline Tensor new_output(const Tensor& input, const BatchNormLayout& layout) {
                               layout.format);
 }
 
-inline Sizes sizes_of(const BatchNormLayout& layout) { return {layout.N, layout.C, layout.S, layout.channels_last}; }
+inline Sizes sizes_of(const BatchNormLayout& layout) {
+  return {layout.N, layout.C, layout.S, layout.channels_last};
+}
 
 // A forward: checks, and what must live until the launch. See fastdl/batch_norm.py for the schema.
 struct ForwardCall {
@@ -134,7 +136,8 @@ struct ForwardCall {
     const int64_t rows = layout.N * (last ? layout.S : layout.C), length = last ? layout.C : layout.S;
     mask = new_values(input, save_mask ? mask_bytes(rows, length) : 0, ScalarType::Byte);
     a.output = output.data_ptr(), a.mask = save_mask ? static_cast<uint8_t*>(mask.data_ptr()) : nullptr;
-    a.save_mean = save_mean.mutable_data_ptr<double>(), a.save_invstd = save_invstd.mutable_data_ptr<double>();
+    a.save_mean = save_mean.mutable_data_ptr<double>(),
+    a.save_invstd = save_invstd.mutable_data_ptr<double>();
   }
 
   void run(const char* op, const Tensor& input) const {

@@ -95,7 +95,8 @@ std::tuple<Tensor, Tensor> linear_grad_input(const Tensor& grad_output, const Te
     if (bias) torch::stable::zero_(grad_bias);
     return {grad, grad_bias};
   }
-  Problem problem = problem_of(kOp, grad, matrix(grad_output), matrix(weight), m, n, weight.size(0), precision);
+  Problem problem =
+      problem_of(kOp, grad, matrix(grad_output), matrix(weight), m, n, weight.size(0), precision);
   Epilogue& e = problem.epilogue;
   const optional<Tensor> kept = packed_saved(kOp, saved, activation, grad_output, m * n);
   if (kept) e.activation = int32_t(activation), e.saved = kept->const_data_ptr();

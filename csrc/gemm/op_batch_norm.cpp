@@ -13,15 +13,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_batch_norm_forward(
     const optional<Tensor>& num_batches_tracked, const optional<Tensor>& seed, optional<double> momentum,
     double eps, int64_t activation, double p, bool save_mask, int64_t precision) {
   constexpr const char* kOp = "linear_batch_norm";
-  STD_TORCH_CHECK(input.dim() == 2 && input.size(0) > 0 && weight.dim() == 2 && weight.size(0) > 0, kOp,
-                  ": input (N, in_features) and weight (out_features, in_features) must be matrices, not empty");
+  STD_TORCH_CHECK(
+      input.dim() == 2 && input.size(0) > 0 && weight.dim() == 2 && weight.size(0) > 0, kOp,
+      ": input (N, in_features) and weight (out_features, in_features) must be matrices, not empty");
   const DeviceGuard guard(input);
   LinearCall linear(kOp, input, weight, bias, precision);
   batch_norm::ForwardCall norm(linear.output, residual, norm_weight, norm_bias, running_mean, running_var,
                                num_batches_tracked, seed, true, momentum, eps, activation, p, save_mask);
   Problem& product = linear.problem;
   optional<Tensor> moments;
-  if (norm.a.size.channels_last) {  // one feature is one long row to batch norm, which takes its own statistics
+  if (norm.a.size
+          .channels_last) {  // one feature is one long row to batch norm, which takes its own statistics
     product.epilogue.mean = product.epilogue.m2 = &product;  // the plan asks whether, and says how many
     const Plan chosen = planned(product);
     const int64_t blocks = chosen.row_blocks(product.m), bytes = accumulator_size(product.dtype);
