@@ -60,6 +60,7 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert not partials
         adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes
         assert all(adjacent[layout][i] % 8 == 0 for i, layout in enumerate(layouts))
+    assert (found["family"] == "gemv") == (min(m, n) <= 4 and not partials)
     if found["family"] == "mma":
         assert device[1] >= 80
         assert "s" not in layouts
@@ -83,11 +84,35 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         ((8192, 8192, 8191), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
         ((4096, 4096, 4096), {"device": H200, "partials": True}, "mma", 128, 1),
         ((4096, 1024, 65536), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
+        ((4, 4096, 4096), {"device": H200, "layouts": "nt"}, "gemv", 4, 1),
+        ((4, 4096, 4096), {"device": H200, "partials": True}, "mma", 64, 1),
+        ((4096, 1, 4096, "float64"), {"layouts": "tt", "device": T4}, "gemv", 16, 2),
+        ((5, 5, 4096), {"device": H200}, "mma", 64, 32),
     ],
 )
 def test_choices(arguments, options, family, tile, splits):
     found = plan(*arguments, **options)
     assert (found["family"], found["tile"][0], found["splits"]) == (family, tile, splits)
+
+
+@pytest.mark.parametrize(
+    ("lines", "k", "layouts", "tile", "splits"),
+    [
+        (4096, 4096, "nt", 32, 1),
+        (1000, 2048, "nt", 8, 1),  # ResNet's classifier: more threads on fewer lines before a second launch
+        (1 << 20, 64, "nt", 128, 1),
+        (2, 1 << 22, "nt", 4, 128),
+        (4096, 4096, "nn", 64, 2),  # adjacent lines: 64 tiles are few for 132 multiprocessors
+        (1 << 20, 64, "nn", 64, 1),
+    ],
+)
+def test_vectors_and_matrices(lines, k, layouts, tile, splits):
+    """One row times a weight (lines, k) whose k is adjacent ("t"), or whose lines are ("n")."""
+    found = plan(1, lines, k, layouts=layouts, device=H200)
+    assert (found["family"], found["tile"][1], found["splits"]) == ("gemv", tile, splits)
+    mirrored = {"nt": "nn", "nn": "tn"}[layouts]
+    found = plan(lines, 1, k, layouts=mirrored, device=H200)
+    assert (found["family"], found["tile"][0], found["splits"]) == ("gemv", tile, splits)
 
 
 def test_bad_arguments():

@@ -25,6 +25,8 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
       return launch_mma(problem, plan, workspace, stream);
     case kWgmma:
       return launch_wgmma(problem, plan, workspace, stream);
+    case kGemv:
+      return launch_gemv(problem, plan, workspace, stream);
   }
   return "unknown family";
 }
@@ -32,8 +34,6 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
 namespace {
 
 constexpr int64_t kMaxGrid = 0x7FFFFFFF;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the backward pass is cut; of the shape alone, so that sums have one order everywhere.
 struct BackwardCut {

@@ -1,6 +1,7 @@
 // Which kernel takes a product, and how it is cut: a pure function of sizes, layouts and device.
 #pragma once
 #include <algorithm>
+#include "gemm/plan_gemv.h"
 #include "gemm/plan_types.h"
 #include "gemm/split.h"
 #include "gemm/wgmma_shape.h"
@@ -19,8 +20,6 @@ struct Candidate {
 constexpr int kMaxSplits = 64;
 constexpr double kTileCycles = 3000, kLaunchCycles = 4000;  // a tile's start and end; a launch
 constexpr double kBytesPerCycle = 12;                       // of a multiprocessor, from memory
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Estimated cycles: every multiprocessor makes its tiles one after the other; what is split costs a launch,
 // and its parts pass through memory twice.
@@ -46,6 +45,7 @@ inline Plan plan(const Problem& p, const Machine& machine) {
   const bool tensor_cores = machine.capability >= 80 && has_unit_stride(p.a) && has_unit_stride(p.b) &&
                             (halves || (words && p.precision == kHigh));
   const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
+  if (is_gemv(p) && !partials) return plan_gemv(p, machine);
   const bool hopper = tensor_cores && halves && machine.wgmma && !partials &&
                       tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);

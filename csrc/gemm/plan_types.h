@@ -4,6 +4,8 @@
 
 namespace fastdl::gemm {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // The device as the plan sees it; DeviceProperties of simt.h without the compiler.
 struct Machine {
   int multiprocessors, capability;
@@ -15,6 +17,7 @@ enum Family : uint8_t {
   kSimt,   // anything
   kMma,    // sm_80: cp.async, ldmatrix, mma.sync
   kWgmma,  // sm_90a: TMA, wgmma
+  kGemv,   // at most 4 rows or columns
 };
 
 struct Plan {
@@ -23,7 +26,7 @@ struct Plan {
   int splits;                  // of k; their sums are added in order
   int64_t workspace_bytes;     // device memory for the launch, aligned to 256 bytes, contents undefined
 
-  int64_t row_blocks(int64_t m) const { return (m + tile_m - 1) / tile_m; }
+  int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
 };
 
 }  // namespace fastdl::gemm
