@@ -43,6 +43,7 @@ py::dict gemm_plan(int64_t batch, int64_t m, int64_t n, int64_t k, const std::st
   py::dict result;
   result["family"] = kFamilies[found.family];
   result["tile"] = py::make_tuple(found.tile_m, found.tile_n, found.tile_k);
+  result["repacks"] = std::string(found.repacks_a ? "a" : "") + (found.repacks_b ? "b" : "");
   result["splits"] = found.splits, result["workspace_bytes"] = found.workspace_bytes;
   return result;
 }

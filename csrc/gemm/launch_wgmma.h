@@ -12,6 +12,7 @@ const char* launch_wgmma_half(const Problem& problem, const Plan& plan, void* wo
 template <class scalar_t>
 const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
                         bool deep, int box_lines) {
+  if (x.batch == 0) batch = 1;
   const uint64_t size[] = {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)};
   const int64_t outer = deep ? x.row : x.column, next = batch > 1 ? x.batch : outer;
   const uint64_t stride[] = {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include "gemm/plan_gemv.h"
 #include "gemm/plan_types.h"
+#include "gemm/repack.h"
 #include "gemm/split.h"
 #include "gemm/wgmma_shape.h"
 
@@ -38,7 +39,7 @@ inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 
 }  // namespace plan_detail
 
 // Partial sums of columns come from whole rows of tiles: such products are not split.
-inline Plan plan(const Problem& p, const Machine& machine) {
+inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
   using namespace plan_detail;
   Plan found{};
   const bool words = p.dtype == kFloat32, wide = p.dtype == kFloat64, halves = !words && !wide;
@@ -64,10 +65,36 @@ inline Plan plan(const Problem& p, const Machine& machine) {
       const double cost = cycles(p, machine, from[i], splits);
       if (found.tile_m > 0 && cost >= best) continue;
       best = cost;
-      found = {from[i].family, from[i].tile_m, from[i].tile_n,
-               from[i].depth,  splits,         split_workspace_bytes(p, splits)};
+      found = {from[i].family,
+               from[i].tile_m,
+               from[i].tile_n,
+               from[i].depth,
+               splits,
+               split_workspace_bytes(p, splits),
+               cost};
     }
   }
+  return found;
+}
+
+// Where TMA cannot read an operand, Hopper's tensor cores may be worth a pass that pads its lines.
+inline Plan plan(const Problem& p, const Machine& machine) {
+  using namespace plan_detail;
+  const Plan direct = plan_as_it_lies(p, machine);
+  if (!machine.wgmma || size_of(p.dtype) != 2 || (direct.family != kSimt && direct.family != kMma))
+    return direct;
+  const bool a = !tma_reads(p.a, p.m, p.k, p.batch, p.dtype), b = !tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
+  const Packed packed_a(p.a, p.m, p.k, p.batch, p.dtype), packed_b(p.b, p.k, p.n, p.batch, p.dtype);
+  Problem q = p;
+  if (a) q.a = packed_a.matrix;
+  if (b) q.b = packed_b.matrix;
+  Plan found = plan_as_it_lies(q, machine);
+  const int64_t bytes = (a ? packed_a.bytes : 0) + (b ? packed_b.bytes : 0);
+  found.cycles +=
+      double(a + b) * kLaunchCycles + 2 * double(bytes) / (kBytesPerCycle * machine.multiprocessors);
+  if (found.family != kWgmma || found.cycles >= direct.cycles) return direct;
+  found.repacks_a = a, found.repacks_b = b;
+  found.workspace_bytes = aligned_split_bytes(p, found.splits) + bytes;
   return found;
 }
 

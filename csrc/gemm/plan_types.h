@@ -25,6 +25,8 @@ struct Plan {
   int tile_m, tile_n, tile_k;  // of a block; tile_m rows make one partial of column sums and moments
   int splits;                  // of k; their sums are added in order
   int64_t workspace_bytes;     // device memory for the launch, aligned to 256 bytes, contents undefined
+  double cycles;               // of a multiprocessor, estimated
+  bool repacks_a, repacks_b;   // by a pass of its own, to where TMA can read the operand
 
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
 };

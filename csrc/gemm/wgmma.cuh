@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::register_decrease<40>();
     if (threadIdx.x > Shape::kConsumers) return;
     for_tiles(grid, p.k, [&](const TileWork& work) {
-      const int a_batch = p.batch > 1 ? int(work.batch) : 0, b_batch = a_batch;
+      const int a_batch = p.a.batch ? int(work.batch) : 0, b_batch = p.b.batch ? int(work.batch) : 0;
       for (int step = 0; step < work.range.steps; ++step, place.next()) {
         const uint32_t a = stages + place.stage * Shape::kStageBytes, mbarrier = full + place.stage * 8;
         const int k = int(work.range.begin) + step * kWgmmaDepth;
