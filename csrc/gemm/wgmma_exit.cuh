@@ -49,25 +49,8 @@ class WgmmaExit {
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    if (has_partials) team_barrier();  // the last tile's partials were read
-    Ahead next{};
-    load_ahead(work, 0, next);
-#pragma unroll 1
-    for (int x = 0; x < 2 * kPieces; ++x) {
-      if (x % 2 == 0) {
-        __syncwarp();  // the last piece was read
-        write_piece(d, x / 2);
-        __syncwarp();
-      }
-      const Ahead now = next;
-      if (x + 1 < 2 * kPieces) load_ahead(work, x + 1, next);
-      finish_vector(work, x, now);
-      if (has_partials && x % 2 == 1) {
-        __syncwarp();
-        add_columns(work, x / 2);
-      }
-    }
-    if (has_partials) store_partials(work);
+    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kVector == 0 && !p.epilogue.is_full();
+    plain ? store_plain(work, d) : store_full(work, d);
   }
 
   // The first column of a times ones.
@@ -102,6 +85,28 @@ class WgmmaExit {
     } else {
       ptx::barrier_sync(2, Shape::kTeam);
     }
+  }
+
+  FASTDL_DEVICE void store_full(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    if (has_partials) team_barrier();  // the last tile's partials were read
+    Ahead next{};
+    load_ahead(work, 0, next);
+#pragma unroll 1
+    for (int x = 0; x < 2 * kPieces; ++x) {
+      if (x % 2 == 0) {
+        __syncwarp();  // the last piece was read
+        write_piece(d, x / 2);
+        __syncwarp();
+      }
+      const Ahead now = next;
+      if (x + 1 < 2 * kPieces) load_ahead(work, x + 1, next);
+      finish_vector(work, x, now);
+      if (has_partials && x % 2 == 1) {
+        __syncwarp();
+        add_columns(work, x / 2);
+      }
+    }
+    if (has_partials) store_partials(work);
   }
 
   // Piece i: block i / 2 / kAcross of 64 rows, columns i / 2 % kAcross, half i % 2 of the 16 rows.
@@ -152,6 +157,71 @@ class WgmmaExit {
     if (!has_partials) return;
     *even = {value[0], value[1], value[2], value[3]};
     *odd = {value[4], value[5], value[6], value[7]};
+  }
+
+  // Alpha and bias alone, from registers: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
+  // whose 16-byte chunks are permuted as by a 128-byte swizzle.
+  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    const uint32_t to = ptx::shared_address(piece) + uint32_t(lane % 16 * 128);
+    FASTDL_UNROLL
+    for (int i = 0; i < kPieces; i += 2) {
+      const uint32_t biases = load_biases(work.column * kN + column_of(i) + 2 * lane);
+      __syncwarp();  // the last rows were read
+      FASTDL_UNROLL
+      for (int j = 0; j < kColumns / 16; ++j) {
+        uint32_t words[4];
+        FASTDL_UNROLL
+        for (int side = 0; side < 2; ++side) {
+          const float* const from = d[i / 2 / kAcross] + 4 * (column_of(i) / 8 + 2 * j + side);
+          const Pair bias = unpack(p.epilogue.bias ? __shfl_sync(~0u, biases, 8 * j + 4 * side + lane % 4) : 0);
+          words[2 * side] = pack(from[0], from[1], bias);
+          words[2 * side + 1] = pack(from[2], from[3], bias);
+        }
+        ptx::stmatrix<4>(to + uint32_t(((2 * j + lane / 16) ^ (lane % 8)) << 4), words);
+      }
+      __syncwarp();
+      store_lines(work, i);
+    }
+  }
+
+  // The bias of this lane's two columns of 64, for the others to ask for.
+  FASTDL_DEVICE uint32_t load_biases(int column) const {
+    if (!p.epilogue.bias) return 0;
+    const scalar_t* const from = static_cast<const scalar_t*>(p.epilogue.bias) + column;
+    const scalar_t zero = convert<scalar_t>(0.0f);
+    if (column + 1 < int(p.n)) return word_of(load_vector<2>(from));
+    return word_of(Vector<scalar_t, 2>{column < int(p.n) ? load(from) : zero, zero});
+  }
+  FASTDL_DEVICE static uint32_t word_of(const Vector<scalar_t, 2>& both) {
+    uint32_t word;
+    memcpy(&word, &both, sizeof word);
+    return word;
+  }
+  FASTDL_DEVICE static Pair unpack(uint32_t word) {
+    Vector<scalar_t, 2> both;
+    memcpy(&both, &word, sizeof word);
+    return convert_vector<float>(both);
+  }
+  FASTDL_DEVICE uint32_t pack(float x, float y, const Pair& bias) const {
+    const float alpha = float(p.epilogue.alpha);
+    return word_of({convert<scalar_t>(x * alpha + bias[0]), convert<scalar_t>(y * alpha + bias[1])});
+  }
+
+  // Lines lane / 8 and every fourth below, this lane's 8 columns of them.
+  FASTDL_DEVICE void store_lines(const TileWork& work, int i) const {
+    const int row = work.row * Shape::kTileM + row_of(i) + lane / 8;
+    const int column = work.column * kN + column_of(i) + lane % 8 * kVector;
+    scalar_t* const to =
+        static_cast<scalar_t*>(p.output) + work.batch * p.output_batch + row * p.output_row + column;
+    const char* const from = reinterpret_cast<const char*>(piece) + lane / 8 * 128;
+    FASTDL_UNROLL
+    for (int v = 0; v < 4; ++v) {
+      const int chunk = lane % 8 ^ (lane / 8 + v % 2 * 4);
+      const auto value = *reinterpret_cast<const Vector<scalar_t, kVector>*>(from + v * 512 + chunk * 16);
+      if (unsigned(row + 4 * v) < unsigned(p.m) && unsigned(column) < unsigned(p.n)) {
+        store_vector(to + 4 * v * p.output_row, value);
+      }
+    }
   }
 
   // Sum and squared deviations of a piece's stored values: a lane takes two columns, of 8 rows from shared
