@@ -1,4 +1,4 @@
-// What TMA can fetch, and how the wgmma kernels lie in shared memory. Plain C++: the plan asks too.
+// What TMA can fetch, and how the wgmma kernels cut tiles. Plain C++: the plan asks too.
 #pragma once
 #include "gemm/problem.h"
 
@@ -14,8 +14,8 @@ inline bool tma_reads(const Matrix& x, int64_t rows, int64_t columns, int64_t ba
   const auto steps = [&](int64_t stride) {
     return stride > 0 && stride * size % 16 == 0 && stride * size < kStride;
   };
-  return (x.column == 1 || x.row == 1) && is_aligned(x.data) && steps(outer) && rows <= kMost &&
-         columns <= kMost && (batch == 1 || x.batch == 0 || steps(x.batch));
+  return (x.column == 1 || x.row == 1) && is_aligned(x.data) && steps(outer) && rows > 0 && rows <= kMost &&
+         columns > 0 && columns <= kMost && (batch == 1 || x.batch == 0 || steps(x.batch));
 }
 
 }  // namespace fastdl::gemm
