@@ -172,13 +172,13 @@ class Replay {
     executor_ = std::move(device);
   }
 
-  // Takes the step; returns what it wrote to, for the version counters, or None, with nothing done, where more
+  // Takes the step; returns lists of what it wrote to, for the version counters, or None, with nothing done, where more
   // than addresses and options has changed.
   py::object step(py::list groups, py::dict state, py::object grad_scale, py::object found_inf) {
     py::object written = py::none();
-    if (snapshot_.look(std::move(groups), std::move(state)) &&
+    if (snapshot_.look(groups, std::move(state)) &&
         executor_->step(snapshot_, grad_scale.ptr(), found_inf.ptr(), new_seed_)) {
-      written = snapshot_.written();
+      written = snapshot_.written(groups);
     }
     snapshot_.release();
     return written;

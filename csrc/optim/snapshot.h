@@ -43,15 +43,21 @@ class Snapshot {
   // Whether an address other than a gradient's is another than when this was asked before.
   bool has_moved() { return std::exchange(moved_, false); }
 
-  // What the step writes to, as lists for torch's version counters.
-  py::list written() const {
+  // Lists of what the step writes to, for torch's version counters.
+  py::list written(const py::list& groups) const {
     py::list all;
-    for (const Group& group : groups_) {
-      for (const Item& item : group.items) {
-        if (item.record < 0) continue;
-        all.append(py::handle(item.param));
-        if (group.zeroes) all.append(py::handle(gradients_[size_t(item.record)].get()));
+    for (size_t row = 0; row < groups_.size(); ++row) {
+      if (groups_[row].whole) {
+        all.append(groups[row][params_]);
+        continue;
       }
+      py::list some;
+      for (const Item& item : groups_[row].items) {
+        if (item.record < 0) continue;
+        some.append(py::handle(item.param));
+        if (groups_[row].zeroes) some.append(py::handle(gradients_[size_t(item.record)].get()));
+      }
+      all.append(some);
     }
     return all;
   }
@@ -59,6 +65,8 @@ class Snapshot {
   const Exchange& exchange() const { return *exchange_; }
 
  private:
+  static constexpr size_t kAhead = 6;
+
   struct Item {
     PyObject* param;
     int64_t record;  // -1: it has no gradient
@@ -67,7 +75,11 @@ class Snapshot {
     std::vector<Item> items;
     std::vector<std::pair<py::object, int>> roles;  // of the entries of a parameter's state, in their order
     OptionWatch options;
-    bool zeroes = false;
+    bool zeroes = false, whole = false;  // whole: its list of parameters is what the step writes to
+  };
+  struct Place {  // where a tensor was seen: to be fetched, never to be read
+    const void* object = nullptr;
+    const int64_t* sizes = nullptr;
   };
   struct Entry {  // of optimizer.state
     PyObject* param;
@@ -87,6 +99,7 @@ class Snapshot {
     require(options.size() == size_t(kOptionCount));
     std::memcpy(&rows_[row].options, options.data(), sizeof(Options));
     groups_[row].zeroes = rows_[row].options.zero_grad != 0;
+    groups_[row].whole = groups_[row].whole && !groups_[row].zeroes;
   }
 
   void add_params(size_t row, const py::tuple& given) {
@@ -118,6 +131,8 @@ class Snapshot {
       groups_[row].items.push_back({param.ptr(), int64_t(records_.size())});
       records_.push_back(r);
     }
+    groups_[row].whole = !groups_[row].zeroes && std::all_of(groups_[row].items.begin(), groups_[row].items.end(),
+                                                             [](const Item& item) { return item.record >= 0; });
   }
 
   // Without gaps or overlaps; in row-major order where asked.
@@ -143,6 +158,7 @@ class Snapshot {
     }
     std::sort(records.begin(), records.end());
     states_of_.resize(records_.size());
+    places_.resize(records_.size());
     Py_ssize_t place = 0;
     PyObject *param = nullptr, *entries = nullptr;
     while (PyDict_Next(state, &place, &param, &entries)) {
@@ -251,6 +267,8 @@ class Snapshot {
     if (!params || !PyList_CheckExact(params) || PyList_GET_SIZE(params) != Py_ssize_t(group.items.size())) return false;
     for (size_t i = 0; i < group.items.size(); ++i) {
       const Item& item = group.items[i];
+      if (i + 2 * kAhead < group.items.size()) fetch_first(group.items[i + 2 * kAhead]);
+      if (i + kAhead < group.items.size()) fetch(group.items[i + kAhead]);
       if (PyList_GET_ITEM(params, Py_ssize_t(i)) != item.param) return false;
       dlpack::Tensor p;
       if (!exchange_->describe(item.param, p)) return false;
@@ -261,12 +279,36 @@ class Snapshot {
       Record& r = records_[size_t(item.record)];
       dlpack::Tensor g;
       if (!exchange_->describe(grad.get(), g) || !exchange_->is_plain(grad.get(), g)) return false;
+      places_[size_t(item.record)][kNoRole] = {grad.get(), p.sizes};
       if (!take(r, r.param, p) || !same_form(r, r.grad, g)) return false;
       r.grad.data = g.address();
       gradients_.push_back(std::move(grad));
       if (!group.roles.empty() && !find_entries(group, r, states_of_[size_t(item.record)])) return false;
     }
     return true;
+  }
+
+  // Thousands of tensors lie scattered over memory: what a look touches is fetched some tensors ahead, by where
+  // it was seen last. A wrong guess costs time alone.
+  void fetch_first(const Item& item) const {
+    __builtin_prefetch(item.param);
+    if (item.record >= 0) __builtin_prefetch(states_of_[size_t(item.record)]);
+  }
+  void fetch(const Item& item) const {
+    if (item.record < 0) return;
+    PyObject* const entries = states_of_[size_t(item.record)];
+    if (entries && PyDict_CheckExact(entries)) {
+      const char* keys = reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(entries)->ma_keys);
+      __builtin_prefetch(keys);
+      __builtin_prefetch(keys + 64);
+    }
+    for (const Place& place : places_[size_t(item.record)]) {
+      const char* sizes = reinterpret_cast<const char*>(place.sizes);  // in torch's tensor object
+      __builtin_prefetch(place.object);
+      __builtin_prefetch(sizes - 64);
+      __builtin_prefetch(sizes);
+      __builtin_prefetch(sizes + 64);
+    }
   }
 
   bool find_entries(const Group& group, Record& r, PyObject* entries) {
@@ -280,6 +322,7 @@ class Snapshot {
       dlpack::Tensor t;
       if (!exchange_->describe(value, t)) return false;
       if (!take(r, operand_of(r, role), t, role == kStepRole)) return false;
+      places_[size_t(&r - records_.data())][size_t(role)] = {value, t.sizes};
     }
     return true;
   }
@@ -311,6 +354,7 @@ class Snapshot {
   std::deque<std::vector<int64_t>> layouts_;  // sizes, then strides, of each record
   std::vector<Entry> entries_;
   std::vector<PyObject*> states_of_;  // borrowed, of this look
+  std::vector<std::array<Place, kNoRole + 1>> places_;  // by role, the parameter last
   std::vector<Reference> gradients_;  // held until the step is over
   bool moved_ = true;
 };

@@ -92,7 +92,8 @@ class Replay:
         )
         if written is None:
             return False
-        torch._C._increment_version(written)
+        for tensors in written:
+            torch._C._increment_version(tensors)
         return True
 
 
