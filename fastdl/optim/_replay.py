@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fastdl import _library
 from fastdl._library import _C
@@ -71,7 +72,8 @@ class Replay:
         if optim_step.run is optim_step.reference or torch.compiler.is_compiling():
             return None
         names = [_names(optimizer, group) for group in optimizer.param_groups]
-        if any(n is None for n in names):
+        plain = all(type(p) in (Tensor, Parameter) for group in optimizer.param_groups for p in group["params"])
+        if not plain or any(n is None for n in names):
             return None
         try:
             return cls(optimizer, [n for n in names if n is not None])
