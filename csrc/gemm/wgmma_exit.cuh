@@ -173,7 +173,8 @@ class WgmmaExit {
         FASTDL_UNROLL
         for (int side = 0; side < 2; ++side) {
           const float* const from = d[i / 2 / kAcross] + 4 * (column_of(i) / 8 + 2 * j + side);
-          const Pair bias = unpack(p.epilogue.bias ? __shfl_sync(~0u, biases, 8 * j + 4 * side + lane % 4) : 0);
+          const Pair bias =
+              unpack(p.epilogue.bias ? __shfl_sync(~0u, biases, 8 * j + 4 * side + lane % 4) : 0);
           words[2 * side] = pack(from[0], from[1], bias);
           words[2 * side + 1] = pack(from[2], from[3], bias);
         }
