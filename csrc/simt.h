@@ -65,13 +65,30 @@ inline const char* error_text(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Lets a kernel have so much dynamic shared memory; the runtime is told once for each kernel and device.
+inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  struct Told {
+    const void* kernel;
+    size_t bytes;
+    int device;
+  };
+  thread_local Told table[128];
+  int device = 0;
+  cudaGetDevice(&device);
+  Told& told = table[(reinterpret_cast<uintptr_t>(kernel) / 16 + unsigned(device)) % 128];
+  if (told.kernel == kernel && told.device == device && told.bytes >= bytes) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  if (error == cudaSuccess) told = {kernel, bytes, device};
+  return error;
+}
+
 // Starts a kernel. Returns null, or why the launch was refused.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments&&... arguments) {
   constexpr size_t kWithoutOptIn = 48 * 1024;
   if (config.shared_bytes > kWithoutOptIn) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), config.shared_bytes);
     if (error != cudaSuccess) return error_text(error);
   }
   cudaLaunchAttribute attributes[2];
@@ -94,15 +111,20 @@ const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Ar
   return error_text(cudaLaunchKernelEx(&launch_config, kernel, static_cast<Parameters>(arguments)...));
 }
 
+// Asked once for each device and thread.
 inline DeviceProperties device_properties() {
+  constexpr int kDevices = 64;
+  thread_local DeviceProperties known[kDevices] = {};
   int device = 0, major = 0, minor = 0;
-  DeviceProperties p{};
   cudaGetDevice(&device);
+  DeviceProperties p = device < kDevices ? known[device] : DeviceProperties{};
+  if (p.multiprocessors > 0) return p;
   cudaDeviceGetAttribute(&p.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaDeviceGetAttribute(&p.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   p.capability = 10 * major + minor;
+  if (device < kDevices) known[device] = p;
   return p;
 }
 

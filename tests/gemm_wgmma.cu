@@ -209,10 +209,11 @@ void run_tile(const Tile& t) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Tile tiles[] = {{128, 256, kHalves, 1},   {128, 256, kHalves, 2},   {128, 192, kHalves, 1},
-                        {128, 192, kHalves, 2},   {128, 64, kHalves, 1},    {128, 64, kHalves, 2},
-                        {64, 256, kAlternate, 1}, {64, 256, kAlternate, 2}, {128, 128, kAlternate, 1},
-                        {128, 128, kAlternate, 2}};
+  const Tile tiles[] = {{128, 256, kHalves, 1},    {128, 256, kHalves, 2},   {128, 192, kHalves, 1},
+                        {128, 192, kHalves, 2},    {128, 64, kHalves, 1},    {128, 64, kHalves, 2},
+                        {64, 256, kAlternate, 1},  {64, 256, kAlternate, 2}, {128, 128, kAlternate, 1},
+                        {128, 128, kAlternate, 2}, {16, 128, kTokens, 1},    {32, 128, kTokens, 1},
+                        {64, 128, kTokens, 1}};
   fastdl_emulator_device(4, 227 << 10, 90);  // few: a block takes several tiles
   const int only = argc > 1 ? atoi(argv[1]) : -1;
   for (int i = 0; i < int(std::size(tiles)); ++i) {

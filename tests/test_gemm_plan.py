@@ -58,8 +58,12 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert device == H200
         assert dtype in ("float16", "bfloat16")
         assert found["cluster"] in (1, 2)
-        assert found["turns"] in ("halves", "alternate")
         assert found["cluster"] == 1 or m > found["tile"][0]  # blocks of a pair take different rows
+        assert found["turns"] in ("halves", "alternate", "tokens")
+        if found["turns"] == "tokens":
+            assert m <= 64
+            assert layouts[0] in "ns"  # k adjacent, or will be
+            assert not partials
         adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes, or padded
         odd = [layout == "s" or adjacent[layout][i] % 8 != 0 for i, layout in enumerate(layouts)]
         assert found["repacks"] == "".join(name for name, is_odd in zip("ab", odd) if is_odd)
@@ -123,10 +127,14 @@ def test_vectors_and_matrices(lines, k, layouts, tile, splits):
     [
         ((8192, 8192, 8192), False, (128, 256), "halves", 2, 1),
         ((4096, 4096, 4096), True, (128, 256), "halves", 2, 1),
-        ((8192, 4096, 1024), False, (64, 256), "alternate", 2, 1),  # the exit of a tile is hidden
+        ((8192, 4096, 1024), False, (128, 256), "halves", 2, 1),
+        ((8192, 4096, 1024), True, (64, 256), "alternate", 2, 1),  # a long exit is hidden
         ((8192, 768, 3072), False, (128, 192), "halves", 2, 1),  # 64 x 4 tiles: two whole waves
         ((1024, 1024, 1024), False, (128, 64), "halves", 2, 1),  # 128 tiles at once
         ((4096, 1024, 65536), False, (128, 256), "halves", 2, 1),
+        ((768, 768, 8192), False, (128, 192), "halves", 2, 4),
+        ((16, 4096, 4096), False, (16, 128), "tokens", 1, 4),  # every multiprocessor reads weights
+        ((32, 14336, 4096), False, (32, 128), "tokens", 1, 1),
     ],
 )
 def test_hopper_choices(sizes, partials, tile, turns, cluster, splits):

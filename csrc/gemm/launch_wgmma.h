@@ -1,5 +1,6 @@
 // The instances of wgmma_kernel for one dtype; each api_wgmma*.cu compiles those of one.
 #pragma once
+#include <vector>
 #include "gemm/api.h"
 #include "gemm/wgmma.cuh"
 
@@ -8,17 +9,48 @@ namespace fastdl::gemm {
 const char* launch_wgmma_bfloat16(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 const char* launch_wgmma_half(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 
+// A tensor map is a function of these alone; the last ones of a thread are kept.
+struct MapKey {
+  const void* data;
+  uint64_t size[3], stride[2], box[3];
+
+  bool operator==(const MapKey&) const = default;
+  size_t slot(size_t slots) const {
+    uint64_t mixed = reinterpret_cast<uintptr_t>(data) >> 4;
+    for (uint64_t x : {size[0], size[1], size[2], stride[0], stride[1], box[0], box[1]}) {
+      mixed = (mixed ^ x) * 0x9E3779B97F4A7C15u;
+    }
+    return size_t(mixed >> 40) % slots;
+  }
+};
+
 // lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next.
 template <class scalar_t>
 const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
                         bool deep, int box_lines) {
   if (x.batch == 0) batch = 1;
-  const uint64_t size[] = {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)};
+  struct Known {
+    MapKey key;
+    ptx::TensorMap map;
+  };
+  constexpr size_t kSlots = 64;
+  thread_local std::vector<Known> table(kSlots);  // a library loaded late has little thread-local memory
   const int64_t outer = deep ? x.row : x.column, next = batch > 1 ? x.batch : outer;
-  const uint64_t stride[] = {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)};
-  const uint32_t box[] = {kWgmmaDepth, uint32_t(deep ? box_lines : kWgmmaDepth), 1};
-  return ptx::make_tensor_map(map, static_cast<const scalar_t*>(x.data), 3, size, stride, box,
-                              ptx::Swizzle::k128);
+  const MapKey key = {x.data,
+                      {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)},
+                      {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)},
+                      {kWgmmaDepth, uint64_t(deep ? box_lines : kWgmmaDepth), 1}};
+  Known& known = table[key.slot(kSlots)];
+  if (!(known.key == key)) {
+    const uint32_t box[] = {uint32_t(key.box[0]), uint32_t(key.box[1]), 1};
+    known.key = {};
+    const char* error = ptx::make_tensor_map(&known.map, static_cast<const scalar_t*>(x.data), 3, key.size,
+                                             key.stride, box, ptx::Swizzle::k128);
+    if (error) return error;
+    known.key = key;
+  }
+  *map = known.map;
+  return nullptr;
 }
 
 template <class Shape>
@@ -52,6 +84,15 @@ const char* launch_wgmma_layout(const Problem& p, const Plan& plan, void* worksp
     return launch_wgmma_shape<WgmmaShape<scalar_t, tile_m, tile_n, turns, a_deep, b_deep>>(p, plan, workspace,
                                                                                            stream);
   };
+  if constexpr (a_deep) {
+    const auto with_tokens = [&]<int tokens>() {
+      return launch_wgmma_shape<WgmmaShape<scalar_t, 128, tokens, kTokens, b_deep, true>>(p, plan, workspace,
+                                                                                          stream);
+    };
+    if (plan.turns == kTokens && plan.tile_m == 16) return with_tokens.template operator()<16>();
+    if (plan.turns == kTokens && plan.tile_m == 32) return with_tokens.template operator()<32>();
+    if (plan.turns == kTokens) return with_tokens.template operator()<64>();
+  }
   if (plan.turns == kAlternate) {
     if (plan.tile_m == 64) return with.template operator()<64, 256, kAlternate>();
     return with.template operator()<128, 128, kAlternate>();

@@ -16,73 +16,65 @@ namespace plan_detail {
 struct Candidate {
   Family family;
   int tile_m, tile_n, depth;
-  double macs;         // multiply-adds of a multiprocessor and cycle
-  double tile_cycles;  // a tile's start and end, where nothing else is under way
+  double macs;  // multiply-adds of a multiprocessor and cycle
   WgmmaTurns turns = kHalves;
 };
 
 constexpr int kMaxSplits = 64;
-constexpr double kLaunchCycles = 4000;
-constexpr double kBytesPerCycle = 12;      // of a multiprocessor, from memory
-constexpr double kNearBytesPerCycle = 40;  // from L2
-constexpr double kExitBytesPerCycle = 24;  // of sums on their way out, of the tile's two warpgroups
-constexpr double kReads = 1500,
-                 kNext = 300;  // a tile's first step from memory; from a ring that was filled ahead
+constexpr double kTileCycles = 3000, kLaunchCycles = 4000;  // a tile's start and end; a launch
+constexpr double kBytesPerCycle = 12;                       // of a multiprocessor, from memory
+constexpr double kNearBytesPerCycle = 40;                   // from L2
+constexpr double kFirstStep = 1500;                         // of a block, from memory
+constexpr double kNextStep = 300;                           // of a tile, from a ring that was filled ahead
 
 inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 1; }
 
-// How much a full epilogue's arithmetic prolongs a tile's exit.
-inline double exit_weight(const Epilogue& e) {
-  double weight = 1;
-  if (e.activation > 2) weight += 1;  // more than a comparison
-  if (e.seed) weight += 0.5;
-  if (e.saved || e.residual || e.preactivation) weight += 0.75;
-  if (e.column_sums || e.mean) weight += 0.75;
-  return weight;
+// Cycles of a multiprocessor for an element's way out of a wgmma kernel, counted from instructions.
+inline double exit_cycles(const Epilogue& e, int splits) {
+  if (splits > 1) return 0.15;
+  if (e.aligned && !e.is_full()) return 0.045;
+  double cycles = 0.22;
+  if (e.activation > 2) cycles += 0.08;  // more than a comparison
+  if (e.seed) cycles += 0.05;
+  if (e.column_sums || e.mean) cycles += 0.05;
+  return cycles;
 }
 
-// Cycles of one tile of a wgmma kernel between its neighbours: the slower of the tensor cores and L2, then
-// the exit, unless the other warpgroup multiplies meanwhile.
-inline double wgmma_tile_cycles(const Problem& p, const Candidate& c, int cluster, double steps) {
-  const double math = steps * c.tile_m * c.tile_n / c.macs;
-  const double lines = c.tile_m + double(c.tile_n) / cluster;
-  const double traffic = steps * lines * double(size_of(p.dtype)) / kNearBytesPerCycle;
-  const double exit = exit_weight(p.epilogue) * c.tile_m * c.tile_n * 4 / kExitBytesPerCycle;
-  const double inside = math > traffic ? math : traffic;
-  if (c.turns != kAlternate) return kNext + inside + exit;
-  return inside > 2 * exit ? inside : 2 * exit;  // one warpgroup's exit takes twice as long
+// Of a block's `tiles` tiles: each takes the slower of the tensor cores and L2, then its exit. Warpgroups
+// that alternate hide all exits but the last; each takes twice as long, for one has half the warps.
+inline double wgmma_cycles(const Problem& p, const Candidate& c, int splits, int cluster, double k,
+                           double tiles) {
+  const double size = double(c.tile_m) * c.tile_n, math = k * size / c.macs;
+  const double lines = c.turns == kTokens ? c.tile_m + c.tile_n : c.tile_m + double(c.tile_n) / cluster;
+  const double traffic = k * lines * double(size_of(p.dtype)) / kNearBytesPerCycle;
+  const double inside = kNextStep + std::max(math, traffic), exit = exit_cycles(p.epilogue, splits) * size;
+  if (c.turns != kAlternate) return kFirstStep + tiles * (inside + exit);
+  return kFirstStep + tiles * std::max(inside, (inside + 2 * exit) / 2) + 2 * exit;
 }
 
-// Estimated cycles: every multiprocessor makes its tiles one after the other; what is split costs a launch,
-// and its parts pass through memory twice. All of it reads its operands and writes its output once.
+// Estimated cycles: every multiprocessor makes its tiles one after the other, and memory is read and written
+// meanwhile, nine tenths of the shorter of both hidden by the longer. What is split costs a launch, and its
+// parts pass through memory twice.
 inline double cycles(const Problem& p, const Machine& machine, const Candidate& c, int splits, int cluster) {
   const int64_t rows = ceil_div(p.m, int64_t(c.tile_m) * cluster) * cluster;
   const int64_t blocks = rows * ceil_div(p.n, c.tile_n) * p.batch * splits;
-  const int64_t turns = ceil_div(blocks, machine.multiprocessors / cluster * cluster);
-  const double steps = double(ceil_div(ceil_div(p.k, c.depth), splits)) * c.depth;
+  const double tiles = double(ceil_div(blocks, machine.multiprocessors / cluster * cluster));
+  const double k = double(ceil_div(ceil_div(p.k, c.depth), splits)) * c.depth;
   const double outputs = double(p.m) * double(p.n) * double(p.batch);
-  const double memory = kBytesPerCycle * machine.multiprocessors;
-  double time;
-  if (c.family == kWgmma) {
-    const double tile = wgmma_tile_cycles(p, c, cluster, steps);
-    const double exit =
-        c.turns == kAlternate ? c.tile_m * c.tile_n * 8 / kExitBytesPerCycle : 0;  // the last one's
-    time = kReads + double(turns) * tile + exit;
-  } else {
-    time = double(turns) * (c.tile_cycles + steps * c.tile_m * c.tile_n / c.macs);
-  }
-  const double bytes =
-      double(size_of(p.dtype)) * (double(p.batch) * double(p.k) * double(p.m + p.n) + outputs);
-  if (time < bytes / memory) time = bytes / memory;
-  if (splits > 1) time += kLaunchCycles + 2 * splits * outputs * double(accumulator_size(p.dtype)) / memory;
-  return time;
+  const double rate = kBytesPerCycle * machine.multiprocessors;
+  const double memory =
+      double(size_of(p.dtype)) * (double(p.batch) * double(p.k) * double(p.m + p.n) + outputs) / rate;
+  const double work = c.family == kWgmma ? wgmma_cycles(p, c, splits, cluster, k, tiles)
+                                         : tiles * (kTileCycles + k * c.tile_m * c.tile_n / c.macs);
+  const double parts = 2 * splits * outputs * double(accumulator_size(p.dtype)) / rate;
+  return std::max(work, memory) + 0.1 * std::min(work, memory) + (splits == 1 ? 0 : kLaunchCycles + parts);
 }
 
 // Whether the candidate can make the product at all.
 inline bool makes(const Problem& p, const Candidate& c) {
   if (c.family != kWgmma) return true;
   const bool columns = p.epilogue.column_sums || p.epilogue.mean;
-  if (c.turns == kTokens) return p.a.column == 1 && !columns && !p.a_sums;
+  if (c.turns == kTokens) return p.m <= 64 && p.a.column == 1 && !columns && !p.a_sums;
   return !p.a_sums || c.turns == kHalves || c.tile_m == 64;
 }
 
@@ -98,16 +90,18 @@ inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
   if (is_gemv(p) && !p.epilogue.column_sums && !p.epilogue.mean && !p.a_sums) return plan_gemv(p, machine);
   const bool hopper = tensor_cores && halves && machine.wgmma && tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
-  const Candidate wgmma[] = {{kWgmma, 128, 256, kWgmmaDepth, 2000, 0},
-                             {kWgmma, 128, 192, kWgmmaDepth, 1900, 0},
-                             {kWgmma, 64, 256, kWgmmaDepth, 1950, 0, kAlternate},
-                             {kWgmma, 128, 128, kWgmmaDepth, 1850, 0, kAlternate},
-                             {kWgmma, 128, 64, kWgmmaDepth, 1500, 0},
-                             {kMma, 64, 64, 32, 450, 3000}};
-  const Candidate mma[] = {{kMma, 128, 128, halves ? 32 : 16, halves ? 700.0 : 350.0, 3000},
-                           {kMma, 64, 64, halves ? 32 : 16, halves ? 450.0 : 225.0, 3000}};
-  const Candidate simt[] = {{kSimt, 64, 64, wide ? 8 : 16, wide ? 24.0 : 80.0, 3000},
-                            {kSimt, 128, 128, 8, 105, 3000}};
+  const Candidate wgmma[] = {{kWgmma, 128, 256, kWgmmaDepth, 2000},
+                             {kWgmma, 128, 192, kWgmmaDepth, 1900},
+                             {kWgmma, 64, 256, kWgmmaDepth, 1950, kAlternate},
+                             {kWgmma, 128, 128, kWgmmaDepth, 1850, kAlternate},
+                             {kWgmma, 128, 64, kWgmmaDepth, 1500},
+                             {kWgmma, 16, 128, kWgmmaDepth, 900, kTokens},
+                             {kWgmma, 32, 128, kWgmmaDepth, 1300, kTokens},
+                             {kWgmma, 64, 128, kWgmmaDepth, 1500, kTokens},
+                             {kMma, 64, 64, 32, 450}};
+  const Candidate mma[] = {{kMma, 128, 128, halves ? 32 : 16, halves ? 700.0 : 350.0},
+                           {kMma, 64, 64, halves ? 32 : 16, halves ? 450.0 : 225.0}};
+  const Candidate simt[] = {{kSimt, 64, 64, wide ? 8 : 16, wide ? 24.0 : 80.0}, {kSimt, 128, 128, 8, 105}};
   const Candidate* from = hopper ? wgmma : tensor_cores ? mma : simt;
   const int count = hopper ? int(std::size(wgmma)) : tensor_cores || words ? 2 : 1;
   const bool splits_allowed = !p.epilogue.column_sums && !p.epilogue.mean;

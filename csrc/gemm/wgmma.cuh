@@ -2,8 +2,10 @@
 // two warpgroups multiply them where they lie. Blocks stay and take tile after tile: the next one's steps
 // arrive while this one's sums leave.
 #pragma once
+#include <type_traits>
 #include "gemm/wgmma_exit.cuh"
 #include "gemm/wgmma_ring.cuh"
+#include "gemm/wgmma_tokens.cuh"
 
 namespace fastdl::gemm {
 
@@ -12,7 +14,7 @@ struct WgmmaShape : WgmmaTile<scalar, tile_m, tile_n, turns> {
   using Tile = WgmmaTile<scalar, tile_m, tile_n, turns>;
   using A = WgmmaOperand<tile_m, a_deep>;
   using B = WgmmaOperand<tile_n, b_deep>;
-  using Exit = WgmmaExit<Tile>;
+  using Exit = std::conditional_t<turns == kTokens, WgmmaTokenExit<Tile>, WgmmaExit<Tile>>;
   static constexpr int kThreads = Tile::kConsumers + 128;
 
   // Shared memory: stages, what the exit needs, ones for sums of a's rows, mbarriers.

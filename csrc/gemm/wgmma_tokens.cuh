@@ -1,0 +1,67 @@
+// The exit of a transposed product: a few rows of a (tokens) are the instruction's columns, so that its 64
+// rows are full of b's columns and a step reads each of them once.
+#pragma once
+#include "gemm/wgmma_exit.cuh"
+
+namespace fastdl::gemm {
+
+// As WgmmaExit; a warp's 16 columns of the output lie in its accumulators as rows.
+template <class Shape>
+class WgmmaTokenExit {
+  using scalar_t = typename Shape::scalar_t;
+  static constexpr int kTokens = Shape::kTileN, kVector = 8;
+  static constexpr int kPitch = 20;  // floats of a token: 16, apart by so much that writes find 32 banks
+  static constexpr int kPieceBytes = kTokens * kPitch * 4;
+
+ public:
+  static constexpr int kBytes = Shape::kConsumers / 32 * kPieceBytes;
+
+  FASTDL_DEVICE WgmmaTokenExit(const Problem& problem, const TileGrid& tiles, void* memory,
+                               unsigned char* shared)
+      : p(problem),
+        grid(tiles),
+        workspace(memory),
+        piece(reinterpret_cast<float*>(shared + int(threadIdx.x) / 32 * kPieceBytes)) {}
+
+  FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[1][kTokens / 2]) const {
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+    __syncwarp();  // the last tile's lines were read
+    FASTDL_UNROLL
+    for (int i = 0; i < kTokens / 2; ++i) {
+      const int token = i / 4 * 8 + lane % 4 * 2 + i % 2, column = lane / 4 + i / 2 % 2 * 8;
+      piece[token * kPitch + column] = d[0][i];
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane; i < kTokens * 2; i += 32) {
+      const int64_t row = int64_t(work.row) * kTokens + i / 2;
+      const int64_t column = int64_t(work.column) * Shape::kTileM + warp * 16 + i % 2 * kVector;
+      if (row < p.m && column < p.n)
+        store_vector_at(work, row, column, piece + i / 2 * kPitch + i % 2 * kVector);
+    }
+  }
+
+  FASTDL_DEVICE void store_row_sums(const TileWork&, const float (&)[1][4]) const {}
+
+ private:
+  const Problem& p;
+  const TileGrid& grid;
+  void* workspace;
+  float* piece;  // [kTokens][kPitch]
+
+  FASTDL_DEVICE void store_vector_at(const TileWork& work, int64_t row, int64_t column,
+                                     const float* from) const {
+    const Columns at{work.batch, row, column, p.n - column < kVector ? int(p.n - column) : kVector};
+    Vector<float, kVector> value;
+    FASTDL_UNROLL
+    for (int j = 0; j < kVector; j += 4) {
+      const auto part = *reinterpret_cast<const Vector<float, 4>*>(from + j);
+      FASTDL_UNROLL
+      for (int i = 0; i < 4; ++i) value[j + i] = part[i];
+    }
+    if (grid.splits > 1) return store_partial(workspace, p, grid, work, at, value);
+    finish<true, scalar_t>(p, at, load_seed(p.epilogue), value);
+  }
+};
+
+}  // namespace fastdl::gemm
