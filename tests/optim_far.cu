@@ -25,21 +25,24 @@ void require(bool holds, const char* what, int64_t tile, int i) {
   exit(1);
 }
 
-// AdamW on the last tile of a parameter of `tile` tiles before it; bfloat16 rounds by the element's whole index.
+// AdamW on the last tile of a parameter of `tile` tiles before it; bfloat16 rounds by the element's whole
+// index.
 template <class scalar_t>
 void check(int64_t tile, Dtype dtype) {
   const int64_t first = tile * kTile;
   std::vector<scalar_t> p(kTile, convert<scalar_t>(7.f)), m(kTile), v(kTile);
   std::vector<float> g(kTile);
   float step = 4;  // the record's first block counts it
-  for (int i = 0; i < kCount; ++i) p[size_t(i)] = convert<scalar_t>(1.f), g[size_t(i)] = 0.01f * float(i % 17 - 8);
+  for (int i = 0; i < kCount; ++i)
+    p[size_t(i)] = convert<scalar_t>(1.f), g[size_t(i)] = 0.01f * float(i % 17 - 8);
   for (int i = 0; i < kTile; ++i) m[size_t(i)] = v[size_t(i)] = convert<scalar_t>(0.f);
 
   Options o{};
   o.lr = 0.01, o.lr_index = -1, o.ema_decay = -1, o.beta1 = 0.9, o.beta2 = 0.99, o.eps = 1e-8;
   o.stochastic_rounding = dtype == kBfloat16;
   DeviceRecord r{};
-  r.param = begin_of(p, first), r.state[0] = begin_of(m, first), r.state[1] = begin_of(v, first), r.step = &step;
+  r.param = begin_of(p, first), r.state[0] = begin_of(m, first), r.state[1] = begin_of(v, first),
+  r.step = &step;
   r.numel = first + kCount;
   r.first_tile = int32_t(-tile);  // so that the launch's tile 0 is the parameter's last
   r.param_dtype = r.state_dtype[0] = r.state_dtype[1] = dtype;
@@ -75,7 +78,8 @@ void check(int64_t tile, Dtype dtype) {
 }  // namespace
 
 int main() {
-  for (const int64_t tile : {int64_t(0), int64_t(1) << 19, (int64_t(1) << 20) + 1, int64_t(1) << 24, int64_t(1) << 30}) {
+  for (const int64_t tile :
+       {int64_t(0), int64_t(1) << 19, (int64_t(1) << 20) + 1, int64_t(1) << 24, int64_t(1) << 30}) {
     check<float>(tile, kFloat32);
     check<bfloat16>(tile, kBfloat16);
   }

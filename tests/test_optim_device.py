@@ -100,7 +100,7 @@ def test_options_go_with_the_launch(device, lr):
 
 
 def test_pinned_memory_in_flight_is_not_written(device):
-    ours, params, _, _ = start(device, MANY, capability=OLD)
+    ours = start(device, MANY, capability=OLD)[0]
     device.step(ours)
     slots = ours._kept.library.pinned_slots
     device.library.fastdl_emulator_hold(1)

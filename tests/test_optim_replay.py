@@ -18,9 +18,9 @@ def backend(request):
         pytest.skip("no CUDA device")
     if request.param == "emulated":
         request.getfixturevalue("emulated_library")
-    with torch.device("cuda" if request.param == "cuda" else "cpu"):
-        with _library.use("emulated" if request.param == "emulated" else "auto"):
-            yield request.param
+    device = torch.device("cuda" if request.param == "cuda" else "cpu")
+    with device, _library.use("emulated" if request.param == "emulated" else "auto"):
+        yield request.param
 
 
 def make(cls=optim.Adam, dtype=torch.float32, groups=1, **options):

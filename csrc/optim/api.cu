@@ -34,7 +34,8 @@ const char* launch_kind(const StepArguments& arguments, const void* table, void*
 
 bool fits_arguments(int64_t table_bytes) {
   if (table_bytes <= LaunchArguments<kArguments>::kTableBytes) return true;
-  return table_bytes <= LaunchArguments<kManyArguments>::kTableBytes && argument_bytes_limit() >= kManyArguments;
+  return table_bytes <= LaunchArguments<kManyArguments>::kTableBytes &&
+         argument_bytes_limit() >= kManyArguments;
 }
 
 const char* launch_step(RuleName rule, bool uniform, const Options& options, const StepArguments& arguments,

@@ -35,7 +35,9 @@ constexpr int64_t tiles_of(int64_t numel) { return numel > kTile ? (numel + kTil
 // What stays on the device between steps: a partial sum per block, then the records, then room for a table of
 // rows and gradients that arguments cannot hold.
 constexpr int64_t kRecordsAt = kMaxBlocks * int64_t(sizeof(double));
-constexpr int64_t table_at(int64_t parameters) { return kRecordsAt + parameters * int64_t(sizeof(DeviceRecord)); }
+constexpr int64_t table_at(int64_t parameters) {
+  return kRecordsAt + parameters * int64_t(sizeof(DeviceRecord));
+}
 
 struct Row {
   Options options;

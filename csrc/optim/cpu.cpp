@@ -136,8 +136,8 @@ void round_stochastically(const Record& r, const Operand& operand, int slot, int
   }
 }
 
-template <class T, class Rule>
-FASTDL_INLINE void apply_body(const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states,
+template <class T, class SharedRule, class Rule>
+FASTDL_INLINE void apply_body(const SharedRule& shared, const Rule& rule, T* p, const T* g, T* const* states,
                               int64_t n) {
   constexpr int kStates = Rule::kStates;
 #pragma GCC ivdep
@@ -148,8 +148,8 @@ FASTDL_INLINE void apply_body(const Shared<T>& shared, const Rule& rule, T* p, c
     for (int k = 0; k < kStates; ++k) states[k][i] = state[k];
   }
 }
-FASTDL_VECTORISED(template <class T FASTDL_COMMA class Rule>, apply,
-                  (const Shared<T>& shared, const Rule& rule, T* p, const T* g, T* const* states, int64_t n),
+FASTDL_VECTORISED(template <class T FASTDL_COMMA class SharedRule FASTDL_COMMA class Rule>, apply,
+                  (const SharedRule& shared, const Rule& rule, T* p, const T* g, T* const* states, int64_t n),
                   (shared, rule, p, g, states, n))
 
 template <class T>
@@ -179,7 +179,6 @@ template <class T, class Rule>
 void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
-  const Shared<T> shared(o, o.lr, call.grad_factor);
   const bool dithers = o.stochastic_rounding != 0;
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
@@ -193,7 +192,11 @@ void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, 
     const T* g = load(r, r.grad, begin, n, buffers[1]);
     T* states[kStates + 1];
     for (int k = 0; k < kStates; ++k) states[k] = load(r, r.state[k], begin, n, buffers[2 + k]);
-    apply(shared, rule, p, g, states, n);
+    if (o.l1 != 0) {
+      apply(Shared<T, true>(o, o.lr, call.grad_factor), rule, p, g, states, n);
+    } else {
+      apply(Shared<T, false>(o, o.lr, call.grad_factor), rule, p, g, states, n);
+    }
     for (int k = 0; k < kStates; ++k) {
       if (dithers && is_low_precision(r.state[k].dtype)) {
         round_stochastically(r, r.state[k], 1 + k, begin, n, states[k], call.seed);

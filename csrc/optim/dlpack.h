@@ -1,12 +1,12 @@
-// The part of DLPack's C interface (version 1.3, a stable ABI) that a walk over tensors reads. torch's copy of the
-// header is closed to builds for its stable ABI. Source: https://github.com/dmlc/dlpack.
+// The part of DLPack's C interface (version 1.3, a stable ABI) that a walk over tensors reads. torch's copy
+// of the header is closed to builds for its stable ABI. Source: https://github.com/dmlc/dlpack.
 #pragma once
 #include <cstdint>
 
 namespace fastdl::dlpack {
 
-constexpr int32_t kCpu = 1;                              // DLDevice::type
-constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;     // DLDataType::code
+constexpr int32_t kCpu = 1;                               // DLDevice::type
+constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;      // DLDataType::code
 constexpr uint32_t kMajorVersion = 1, kMinorVersion = 3;  // the first with DLPackExchangeAPI
 
 struct Device {
@@ -38,7 +38,7 @@ struct Tensor {
 struct ExchangeApi {
   uint32_t major_version, minor_version;
   const void* previous;
-  void* unused[3];  // functions for tensors that own their memory
+  void* unused[3];                                // functions for tensors that own their memory
   int (*describe)(void* py_object, Tensor* out);  // -1: a Python exception is set
   int (*current_stream)(int32_t device_type, int32_t device_index, void** out);
 };

@@ -1,5 +1,5 @@
-// What a walk over Python's tensors needs, at nanoseconds each: torch's DLPack exchange functions (DLPack 1.3),
-// and the getter behind `.grad`. The caller holds the GIL.
+// What a walk over Python's tensors needs, at nanoseconds each: torch's DLPack exchange functions
+// (DLPack 1.3), and the getter behind `.grad`. The caller holds the GIL.
 #pragma once
 #include <pybind11/pybind11.h>
 #include "optim/dlpack.h"

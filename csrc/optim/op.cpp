@@ -99,8 +99,8 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   bool uniform = true;
   for (const Record& r : records) {
     addresses.push_back(memory(r.grad, r.options->zero_grad != 0));
-    device_records.push_back(
-        device_record(r, int32_t(r.options - rows.data()), [&](const Operand& operand) { return memory(operand, true); }));
+    device_records.push_back(device_record(r, int32_t(r.options - rows.data()),
+                                           [&](const Operand& operand) { return memory(operand, true); }));
     uniform = uniform && !device_records.back().in_double && same_flags(name, rows[0], *r.options);
   }
   std::vector<char> table = make_table(rows, lrs, addresses);
@@ -122,9 +122,11 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
     upload(torch::stable::narrow(target, 0, table_at(a.count), int64_t(table.size())), table.data(),
            int64_t(table.size()));
     a.table = base + table_at(a.count);
-    if (known) std::memset(known + bytes, 0xFF, table.size());  // no record of a longer step is there any more
+    if (known)
+      std::memset(known + bytes, 0xFF, table.size());  // no record of a longer step is there any more
   }
-  check_launch(launch_step(name, uniform, rows[0], a, table.data(), current_stream(params[0])), "optim_step_");
+  check_launch(launch_step(name, uniform, rows[0], a, table.data(), current_stream(params[0])),
+               "optim_step_");
   memory.write_back();
 }
 

@@ -1,5 +1,6 @@
-// A step that was checked, to be taken again: while layouts are the same, addresses are all that is looked at. To
-// turn thousands of tensors into an op's lists, and to check each, costs more than to update small ones.
+// A step that was checked, to be taken again: while layouts are the same, addresses are all that is looked
+// at. To turn thousands of tensors into an op's lists, and to check each, costs more than to update small
+// ones.
 #pragma once
 #include "optim/device_records.h"
 #include "optim/snapshot.h"
@@ -19,7 +20,8 @@ class Executor {
  public:
   virtual ~Executor() = default;
   // Null pointers: not given. Returns false, with nothing done, where an operand is not as it must be.
-  virtual bool step(Snapshot& snapshot, PyObject* grad_scale, PyObject* found_inf, const py::object& new_seed) = 0;
+  virtual bool step(Snapshot& snapshot, PyObject* grad_scale, PyObject* found_inf,
+                    const py::object& new_seed) = 0;
 };
 
 class OnCpu : public Executor {
@@ -44,7 +46,8 @@ class OnCpu : public Executor {
     dlpack::Tensor t;
     ScalarType dtype;
     if (given == Py_None) return true;
-    if (!s.exchange().describe(given, t) || t.device.type != dlpack::kCpu || !known_dtype(t.dtype, dtype)) return false;
+    if (!s.exchange().describe(given, t) || t.device.type != dlpack::kCpu || !known_dtype(t.dtype, dtype))
+      return false;
     value = value_of(t, dtype);
     return t.numel() == 1;
   }
@@ -74,7 +77,8 @@ class OnDevice : public Executor {
   }
 
   bool step(Snapshot& s, PyObject* grad_scale, PyObject* found_inf, const py::object& new_seed) override {
-    if (!find(s, grad_scale, dlpack::kFloat, 32, step_.grad_scale) || !find(s, found_inf, dlpack::kFloat, 32, step_.found_inf)) {
+    if (!find(s, grad_scale, dlpack::kFloat, 32, step_.grad_scale) ||
+        !find(s, found_inf, dlpack::kFloat, 32, step_.found_inf)) {
       return false;
     }
     const CurrentDevice current(library_, s.device().index);
@@ -94,7 +98,8 @@ class OnDevice : public Executor {
     }
     captured_ = captured_ || capturing;
     const Options& first = s.rows()[0].options;
-    check_launch(library_.launch_step(s.rule(), uniform_, first, step_, table_.data(), stream), "optim_step_");
+    check_launch(library_.launch_step(s.rule(), uniform_, first, step_, table_.data(), stream),
+                 "optim_step_");
     return true;
   }
 
@@ -133,7 +138,8 @@ class OnDevice : public Executor {
     for (const Record& r : s.records()) {
       const auto row = reinterpret_cast<const Row*>(r.options) - s.rows().data();
       records.push_back(device_record(r, int32_t(row), [](const Operand& operand) { return operand.data; }));
-      uniform_ = uniform_ && !records.back().in_double && same_flags(s.rule(), s.rows()[0].options, *r.options);
+      uniform_ =
+          uniform_ && !records.back().in_double && same_flags(s.rule(), s.rows()[0].options, *r.options);
     }
     staging_.send(base_ + kRecordsAt, records.data(), records.size() * sizeof(DeviceRecord), stream, false);
     return true;
@@ -172,8 +178,8 @@ class Replay {
     executor_ = std::move(device);
   }
 
-  // Takes the step; returns lists of what it wrote to, for the version counters, or None, with nothing done, where more
-  // than addresses and options has changed.
+  // Takes the step; returns lists of what it wrote to, for the version counters, or None, with nothing done,
+  // where more than addresses and options has changed.
   py::object step(py::list groups, py::dict state, py::object grad_scale, py::object found_inf) {
     py::object written = py::none();
     if (snapshot_.look(groups, std::move(state)) &&

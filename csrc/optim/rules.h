@@ -109,8 +109,8 @@ struct Adagrad {
   }
 };
 
-// What every rule shares, before and after it.
-template <class T>
+// What every rule shares, before and after it. kL1: may have an L1 penalty, a quarter of the instructions.
+template <class T, bool kL1 = true>
 struct Shared {
   T scale, l1, l2, keep, threshold;  // scale: unscale, clip and sign (maximize) in one factor
 
@@ -124,13 +124,15 @@ struct Shared {
   template <class Rule>
   FASTDL_HOST_DEVICE void operator()(const Rule& rule, T& p, T g, T* state) const {
     g *= scale;
-    g += l1 * T((p > 0) - (p < 0));
+    if constexpr (kL1) g += l1 * T((p > 0) - (p < 0));
     const T decayed = std::fma(p, l2, g);
     g = l2 != 0 ? decayed : g;  // 0 * inf is not 0
     p *= keep;
     rule(p, g, state);
-    const T shrunk = std::fabs(p) - threshold;  // soft threshold: the proximal map of threshold * |p|
-    p = std::copysign(shrunk < 0 ? T(0) : shrunk, p);
+    if constexpr (kL1) {
+      const T shrunk = std::fabs(p) - threshold;  // soft threshold: the proximal map of threshold * |p|
+      p = std::copysign(shrunk < 0 ? T(0) : shrunk, p);
+    }
   }
 };
 

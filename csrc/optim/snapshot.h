@@ -38,7 +38,8 @@ class Snapshot {
   dlpack::Device device() const { return device_; }
   optional<double> max_grad_norm() const { return max_grad_norm_; }
   bool rounds() const {
-    return std::any_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.options.stochastic_rounding != 0; });
+    return std::any_of(rows_.begin(), rows_.end(),
+                       [](const Row& row) { return row.options.stochastic_rounding != 0; });
   }
   // Whether an address other than a gradient's is another than when this was asked before.
   bool has_moved() { return std::exchange(moved_, false); }
@@ -131,8 +132,9 @@ class Snapshot {
       groups_[row].items.push_back({param.ptr(), int64_t(records_.size())});
       records_.push_back(r);
     }
-    groups_[row].whole = !groups_[row].zeroes && std::all_of(groups_[row].items.begin(), groups_[row].items.end(),
-                                                             [](const Item& item) { return item.record >= 0; });
+    groups_[row].whole =
+        !groups_[row].zeroes && std::all_of(groups_[row].items.begin(), groups_[row].items.end(),
+                                            [](const Item& item) { return item.record >= 0; });
   }
 
   // Without gaps or overlaps; in row-major order where asked.
@@ -175,8 +177,8 @@ class Snapshot {
     const Options& o = rows_[row].options;
     group.options.take(given[0].ptr());
     const std::vector<std::string> names = given[1].cast<std::vector<std::string>>();
-    const auto first =
-        std::find_if(group.items.begin(), group.items.end(), [](const Item& item) { return item.record >= 0; });
+    const auto first = std::find_if(group.items.begin(), group.items.end(),
+                                    [](const Item& item) { return item.record >= 0; });
     if (first == group.items.end() || names.empty()) return;
     std::vector<int> wanted;
     if (rule_ != kSgd) wanted.push_back(kStepRole);
@@ -216,7 +218,8 @@ class Snapshot {
     if (groups.size() != groups_.size() || !find_states(state.ptr())) return false;
     for (size_t row = 0; row < groups_.size(); ++row) {
       PyObject* group = dict_of(groups[row]);
-      if (!PyDict_CheckExact(group) || !find_options(row, group) || !find_tensors(groups_[row], group)) return false;
+      if (!PyDict_CheckExact(group) || !find_options(row, group) || !find_tensors(groups_[row], group))
+        return false;
     }
     return true;
   }
@@ -264,7 +267,8 @@ class Snapshot {
 
   bool find_tensors(Group& group, PyObject* dict) {
     PyObject* params = PyDict_GetItemWithError(dict, params_.ptr());
-    if (!params || !PyList_CheckExact(params) || PyList_GET_SIZE(params) != Py_ssize_t(group.items.size())) return false;
+    if (!params || !PyList_CheckExact(params) || PyList_GET_SIZE(params) != Py_ssize_t(group.items.size()))
+      return false;
     for (size_t i = 0; i < group.items.size(); ++i) {
       const Item& item = group.items[i];
       if (i + 2 * kAhead < group.items.size()) fetch_first(group.items[i + 2 * kAhead]);
@@ -288,8 +292,8 @@ class Snapshot {
     return true;
   }
 
-  // Thousands of tensors lie scattered over memory: what a look touches is fetched some tensors ahead, by where
-  // it was seen last. A wrong guess costs time alone.
+  // Thousands of tensors lie scattered over memory: what a look touches is fetched some tensors ahead, by
+  // where it was seen last. A wrong guess costs time alone.
   void fetch_first(const Item& item) const {
     __builtin_prefetch(item.param);
     if (item.record >= 0) __builtin_prefetch(states_of_[size_t(item.record)]);
@@ -312,12 +316,14 @@ class Snapshot {
   }
 
   bool find_entries(const Group& group, Record& r, PyObject* entries) {
-    if (!PyDict_CheckExact(entries) || PyDict_GET_SIZE(entries) != Py_ssize_t(group.roles.size())) return false;
+    if (!PyDict_CheckExact(entries) || PyDict_GET_SIZE(entries) != Py_ssize_t(group.roles.size()))
+      return false;
     Py_ssize_t place = 0;
     PyObject *key = nullptr, *value = nullptr;
     for (size_t i = 0; PyDict_Next(entries, &place, &key, &value); ++i) {
       const auto& [name, role] = group.roles[i];
-      if (key != name.ptr() && (!PyUnicode_Check(key) || PyUnicode_Compare(key, name.ptr()) != 0)) return false;
+      if (key != name.ptr() && (!PyUnicode_Check(key) || PyUnicode_Compare(key, name.ptr()) != 0))
+        return false;
       if (role == kNoRole) continue;
       dlpack::Tensor t;
       if (!exchange_->describe(value, t)) return false;
@@ -328,7 +334,8 @@ class Snapshot {
   }
 
   // Whether a tensor has the record's form: on its device, of the operand's dtype, laid out as the parameter.
-  bool same_form(const Record& r, const Operand& operand, const dlpack::Tensor& t, bool scalar = false) const {
+  bool same_form(const Record& r, const Operand& operand, const dlpack::Tensor& t,
+                 bool scalar = false) const {
     ScalarType dtype;
     if (t.device != device_ || !known_dtype(t.dtype, dtype) || dtype != operand.dtype) return false;
     if (scalar) return t.dim == 0;
@@ -353,9 +360,9 @@ class Snapshot {
   std::vector<Record> records_;
   std::deque<std::vector<int64_t>> layouts_;  // sizes, then strides, of each record
   std::vector<Entry> entries_;
-  std::vector<PyObject*> states_of_;  // borrowed, of this look
+  std::vector<PyObject*> states_of_;                    // borrowed, of this look
   std::vector<std::array<Place, kNoRole + 1>> places_;  // by role, the parameter last
-  std::vector<Reference> gradients_;  // held until the step is over
+  std::vector<Reference> gradients_;                    // held until the step is over
   bool moved_ = true;
 };
 

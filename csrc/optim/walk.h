@@ -30,7 +30,8 @@ class OptionWatch {
     for (size_t i = 0; PyDict_Next(group, &place, &key, &value); ++i) {
       const auto& [name, before] = kept_[i];
       if (key != name.ptr()) return false;
-      if (before.ptr() && (value != before.ptr() || !is_constant(value)) && !equal(value, before.ptr())) return false;
+      if (before.ptr() && (value != before.ptr() || !is_constant(value)) && !equal(value, before.ptr()))
+        return false;
     }
     return true;
   }

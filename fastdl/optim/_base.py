@@ -1,17 +1,16 @@
 """What all optimizers share: options, state, and the step that hands everything to one op."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as torch_optimizer
-from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
+from torch.optim.optimizer import _get_scalar_dtype, _use_grad_for_differentiable
 
 from fastdl._library import _C
-from fastdl.optim._replay import Replay
+from fastdl.optim._average import AveragedOptimizer
+from fastdl.optim._replay import Replay, ReplayedOptimizer, by_address_first
 from fastdl.optim._step import EXTRAS, LOW_PRECISION, OPTIONS, Rule, check_extras, optim_step
 from fastdl.optim._torch_path import Part, check_part, step_in_torch
 from fastdl.philox import new_seed
@@ -30,28 +29,11 @@ class _Batch:
         self.rounds = self.first = self.zeroes = False
 
 
-def _by_address_first(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap step as torch does, with hooks and a profiler's range; not where nobody asked for either (10 us a step)."""
-    seen = Optimizer.profile_hook_step(step)
-
-    @functools.wraps(step)
-    def wrapper(self: "FusedOptimizer", *args: Any, **kwargs: Any) -> Any:
-        if type(self).step is not wrapper:  # a subclass has a step of its own, which torch has wrapped
-            return step(self, *args, **kwargs)
-        if not torch.compiler.is_compiling() and not args and not kwargs and self._replayed():
-            return None
-        return seen(self, *args, **kwargs)
-
-    wrapper.hooked = True  # type: ignore[attr-defined]
-    return wrapper
-
-
-class FusedOptimizer(Optimizer):
+class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
     """Mixin in front of a torch optimizer: torch's class holds options and state, this one takes the step."""
 
     _rule: Rule
     _accepts_sparse = False
-    _kept: Replay | None = None
     _torch_step: Callable[..., Any]
     _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to the step
 
@@ -105,44 +87,7 @@ class FusedOptimizer(Optimizer):
                 if wide and name != "step" and p.dtype in LOW_PRECISION:
                     self.state[p][name] = value.to(device=p.device)
 
-    def ema_parameters(self) -> list[Tensor]:
-        """Return the averages of all parameters in the order of param_groups; of one that never moved, itself.
-
-        Raises RuntimeError where ema_decay is not set.
-        """
-        averages = []
-        for group in self.param_groups:
-            if group["ema_decay"] is None:
-                raise RuntimeError(f"{type(self).__name__}.ema_parameters: no averages are kept; set ema_decay=0.999")
-            averages += [self.state.get(p, {}).get("ema", p.detach()) for p in group["params"]]
-        return averages
-
-    def _replayed(self) -> bool:
-        """Take the step by addresses where that will do; False where nothing was done."""
-        kept = self._kept
-        if kept is None or self._is_watched():
-            return False
-        if kept.step(self):
-            return True
-        self._drop()
-        return False
-
-    def _is_watched(self) -> bool:
-        return bool(
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or torch_optimizer._global_optimizer_pre_hooks
-            or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        )
-
-    def _drop(self) -> None:
-        """Forget the last step's form; what a captured graph reads of it stays as long as the optimizer."""
-        if self._kept is not None and self._kept.library.is_captured:
-            self.__dict__.setdefault("_captured", []).append(self._kept)
-        self._kept = None
-
-    @_by_address_first
+    @by_address_first
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step: all groups, all tensors, one call. A step that raises has changed nothing.
@@ -195,7 +140,8 @@ class FusedOptimizer(Optimizer):
                 check_part(self, torch_parts[-1], self._accepts_sparse)
             self._add_group(batches, fresh, group, params)
         if found_inf is not None and any(b.first for b in batches.values()) and found_inf.item() != 0:
-            return self._zero_skipped()  # a first buffer must not come from a skipped step; asked of the device this once
+            # A first buffer must not come from a skipped step; asked of the device this once.
+            return self._zero_skipped()
         for device, batch in batches.items():
             self._run(device, batch, max_grad_norm, self._norm_across(batches, max_grad_norm))
         for p, name, value in fresh:
@@ -353,16 +299,3 @@ class FusedOptimizer(Optimizer):
         if device not in kept or kept[device][0].numel() < size:
             kept[device] = [torch.zeros(size, dtype=torch.uint8, device=d) for d in (device, "cpu")]
         return kept[device]
-
-    def _average_still(self, found_inf: Tensor | None) -> None:
-        """Move the averages of parameters that have no gradient this time: they too decay towards the parameter."""
-        for group in self.param_groups:
-            if group["ema_decay"] is None:
-                continue
-            for p in group["params"]:
-                if p.grad is None and "ema" in self.state.get(p, {}):
-                    ema = self.state[p]["ema"]
-                    weight: float | Tensor = 1 - group["ema_decay"]
-                    if found_inf is not None:
-                        weight = (weight * (found_inf == 0)).to(ema)
-                    ema.lerp_(self.state[p].get("master_param", p.detach()).to(ema.dtype), weight)

@@ -1,15 +1,20 @@
 """A step taken again: while tensors lie in memory as they did, C++ looks at addresses alone (csrc/optim/replay.h).
 
-To turn thousands of tensors into an op's lists, and to check each, costs more than to update small ones. On a device the
-records of parameters and states stay there, and a step sends its options and its gradients' addresses with the launch.
+To turn thousands of tensors into an op's lists, and to check each, costs more than to update small ones. On a device
+the records of parameters and states stay, and a step sends its options and its gradients' addresses with the launch.
 """
 
+import functools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import _profiler_enabled  # type: ignore[attr-defined]
 from torch.nn import Parameter
+from torch.optim import optimizer as torch_optimizer
+from torch.optim.optimizer import Optimizer
 
 from fastdl import _library
 from fastdl._library import _C
@@ -28,8 +33,8 @@ class _Refresh:
         self.rounds = [group["stochastic_rounding"] for group in optimizer.param_groups]
 
     def __call__(self, index: int) -> tuple[list[float], float | None] | None:
-        """Return the row of options and the norm to clip to; None where the states would be others. Raises ValueError."""
-        optimizer = self.optimizer()
+        """Return the row of options and the norm to clip to; None where the states would be others."""
+        optimizer: Any = self.optimizer()
         group = optimizer.param_groups[index]
         check_extras(type(optimizer).__name__, group)
         if _names(optimizer, group) != self.names[index] or group["stochastic_rounding"] != self.rounds[index]:
@@ -45,13 +50,13 @@ class Replay:
         like = next(p for group in groups for p in group["params"] if p.grad is not None)
         self.run, device = optim_step.run, like.device
         library = optim_library(like)
-        workspace, pinned = None, None
+        workspace: Tensor | None = None
         if library:
             size = _C.optim_workspace_bytes(sum(len(group["params"]) for group in groups), len(groups))
             workspace = torch.zeros(size, dtype=torch.uint8, device=device)
 
-            def pinned(size: int) -> Tensor:
-                return torch.empty(size, dtype=torch.uint8, pin_memory=device.type != "cpu")
+        def pinned(size: int) -> Tensor:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=device.type != "cpu", device="cpu")
 
         rows = [optimizer._option_row(group, False, []) for group in groups]
         self.library = _C.OptimReplay(
@@ -108,3 +113,50 @@ def _names(optimizer: Any, group: dict[str, Any]) -> tuple[str, ...] | None:
         return None  # averages of parameters that rest move too
     names: tuple[str, ...] = optimizer._wanted(group, optimizer._state_names(group), low == {True})
     return names
+
+
+def by_address_first(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap step as torch does, with hooks and a profiler's range; not where nobody asked for either (10 us a step)."""
+    seen = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def wrapper(self: "ReplayedOptimizer", *args: Any, **kwargs: Any) -> Any:
+        if type(self).step is not wrapper:  # a subclass has a step of its own, which torch has wrapped
+            return step(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and not args and not kwargs and self._replayed():
+            return None
+        return seen(self, *args, **kwargs)
+
+    wrapper.hooked = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+class ReplayedOptimizer(Optimizer):
+    """Mixin: keeps the form of the last step, and takes the next by it."""
+
+    _kept: Replay | None = None
+
+    def _replayed(self) -> bool:
+        """Take the step by addresses where that will do; False where nothing was done."""
+        kept = self._kept
+        if kept is None or self._is_watched():
+            return False
+        if kept.step(self):
+            return True
+        self._drop()
+        return False
+
+    def _is_watched(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or _profiler_enabled()
+        )
+
+    def _drop(self) -> None:
+        """Forget the last step's form; what a captured graph reads of it stays as long as the optimizer."""
+        if self._kept is not None and self._kept.library.is_captured:
+            self.__dict__.setdefault("_captured", []).append(self._kept)
+        self._kept = None

@@ -98,7 +98,8 @@ const char* check(const Launch& launch) {
   }
   if (launch.shared_bytes > size_t(device().shared_bytes_per_block))
     return "invalid argument: too much shared memory";
-  if (launch.argument_bytes - sizeof(void*) > size_t(argument_bytes_limit()))  // the kernel's address is no argument
+  if (launch.argument_bytes - sizeof(void*) >
+      size_t(argument_bytes_limit()))  // the kernel's address is no argument
     return "invalid argument: too many arguments";
   if (cluster > 1 && device().capability < 90) return "invalid argument: this device has no clusters";
   if (cluster > 8 || launch.grid.x % launch.cluster.x || launch.grid.y % launch.cluster.y ||

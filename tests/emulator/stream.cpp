@@ -48,7 +48,8 @@ bool has_passed(uint64_t place) { return place <= stream().held_at; }
 extern "C" {
 using namespace fastdl::emulator;
 
-// While capturing, copies and launches go into a graph instead of being done. Capturing begins with an empty one.
+// While capturing, copies and launches go into a graph instead of being done. Capturing begins with an empty
+// one.
 void fastdl_emulator_capture(int on) {
   stream().capturing = on;
   if (on) stream().graph.clear();
