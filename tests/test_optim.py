@@ -99,6 +99,7 @@ INFOS = [info for info in optim_db if info.optim_cls.__name__ in NAMES]
 
 
 def configurations(info):
+    """All that torch tests it with, plain and with each of foreach, fused and differentiable, for CPU and CUDA."""
     for device in ("cpu", "cuda"):
         for case in _get_optim_inputs_including_global_cliquey_kwargs(device, torch.float32, info):
             if not (case.kwargs.get("differentiable") and case.kwargs.get("capturable")):  # on a GPU alone
