@@ -27,6 +27,9 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
       return launch_wgmma(problem, plan, workspace, stream);
     case kGemv:
       return launch_gemv(problem, plan, workspace, stream);
+    case kEmulatedMma:
+    case kEmulatedWgmma:
+      return launch_emulated(problem, plan, workspace, stream);
   }
   return "unknown family";
 }

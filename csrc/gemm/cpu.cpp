@@ -12,7 +12,7 @@ using namespace fastdl::gemm;
 
 namespace {
 
-constexpr const char* kFamilies[] = {"simt", "mma", "wgmma", "gemv"};
+constexpr const char* kFamilies[] = {"simt", "mma", "wgmma", "gemv", "emulated mma", "emulated wgmma"};
 
 // "n": k is the dimension of stride 1 of a, or n of b; "t": the other; "s": neither.
 Matrix matrix_of(char layout, int64_t rows, int64_t columns) {

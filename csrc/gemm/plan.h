@@ -1,6 +1,7 @@
 // Which kernel takes a product, and how it is cut: a pure function of sizes, layouts and device.
 #pragma once
 #include <algorithm>
+#include "gemm/plan_emulated.h"
 #include "gemm/plan_gemv.h"
 #include "gemm/plan_types.h"
 #include "gemm/split.h"
@@ -46,6 +47,10 @@ inline Plan plan(const Problem& p, const Machine& machine) {
                             (halves || (words && p.precision == kHigh));
   const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
   if (is_gemv(p) && !partials) return plan_gemv(p, machine);
+  if (words && p.precision >= kEmulated && !partials) {
+    const Plan emulated = plan_emulated(p, machine);
+    if (emulated.tile_m > 0) return emulated;
+  }
   const bool hopper = tensor_cores && halves && machine.wgmma && !partials &&
                       tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
