@@ -9,6 +9,7 @@ from fastdl import reference as reference
 from fastdl.convert import convert as convert
 from fastdl.convert import revert as revert
 from fastdl.fold import fold as fold
+from fastdl.gemm import float32_matmul as float32_matmul
 from fastdl.gemm import matmul as matmul
 
 __version__ = "0.1.0"

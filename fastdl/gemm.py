@@ -1,5 +1,8 @@
 """Matrix products: fastdl.matmul, as torch.matmul, on our kernels where there are any."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -13,10 +16,50 @@ def matmul_reference(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
     return torch.matmul(a, b)
 
 
+HIGHEST, HIGH, EMULATED = range(3)  # Precision in csrc/gemm/problem.h
+_MODES = {"highest": HIGHEST, "high": HIGH, "emulated": EMULATED}
+_scoped: int | None = None  # a plain global, which compiled graphs guard: a change recompiles
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a change recompiles
+def _torchs_precision() -> int:
+    return HIGHEST if torch.get_float32_matmul_precision() == "highest" else HIGH
+
+
 def float32_precision() -> int:
-    """Return how kernels multiply float32, by torch.set_float32_matmul_precision: 0 as float32, 1 rounded to tf32."""
-    return int(torch.get_float32_matmul_precision() != "highest")
+    """Return how kernels multiply float32: as `float32_matmul` or else torch.set_float32_matmul_precision says."""
+    return _torchs_precision() if _scoped is None else _scoped
+
+
+@contextmanager
+def float32_matmul(mode: str) -> Iterator[None]:
+    """Choose how kernels multiply float32 inside the scope; a gradient follows the mode of its forward pass.
+
+    mode: "highest", by fused multiply-adds; "high", operands rounded to tf32 on tensor cores (11 bits of each);
+    "emulated", each operand as the sum of three bfloat16 (its 24 bits, exactly) and six of their nine products on
+    tensor cores, with sums moved to float32 registers every 32 steps or less. Its errors are at or below those of "highest";
+    it is taken on processors whose tensor cores make it faster (8.0, 9.0 and 10.x), for products that are large
+    enough, never by default. Without a scope "highest", or torch.set_float32_matmul_precision where that allows more
+    ("high" and "medium": tf32). Infinities and NaN come out as with "highest": sums that are not finite are taken again
+    as float32, slowly. Below 2^-110 an operand keeps an absolute error under 2^-134. Products of up to four rows or
+    columns, other dtypes, CPU tensors (torch's kernels, true float32) and batch norm's fused statistics are not
+    affected. The setting is the process's, as torch's is. Raises ValueError for another mode.
+
+    Source: Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
+    Computations" (2019); promotion: Ootomo and Yokota (2022).
+
+    >>> with float32_matmul("emulated"):
+    ...     matmul(torch.ones(2, 3), torch.ones(3))
+    tensor([3., 3.])
+    """
+    global _scoped
+    if mode not in _MODES:
+        raise ValueError(f"float32_matmul: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+    previous, _scoped = _scoped, _MODES[mode]
+    try:
+        yield
+    finally:
+        _scoped = previous
 
 
 def _fake(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
@@ -30,28 +73,33 @@ class _Gemm(torch.autograd.Function):
     """a (M, K) or (B, M, K), b (K, N) or (B, K, N); any strides."""
 
     @staticmethod
-    def forward(ctx, a, b):  # type: ignore[no-untyped-def]
+    def forward(ctx, a, b, precision):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(a, b)
-        return GEMM(a, b, float32_precision())
+        ctx.precision = precision
+        return GEMM(a, b, precision)
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
-        grad_a = gemm(grad_output, b.mT) if ctx.needs_input_grad[0] else None
-        grad_b = gemm(a.mT, grad_output) if ctx.needs_input_grad[1] else None
-        return grad_a, grad_b
+        grad_a = gemm(grad_output, b.mT, ctx.precision) if ctx.needs_input_grad[0] else None
+        grad_b = gemm(a.mT, grad_output, ctx.precision) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b, None
 
 
-def gemm(a: Tensor, b: Tensor) -> Tensor:
-    """Return the product of two matrices or of two equal batches of them; differentiable any number of times."""
+def gemm(a: Tensor, b: Tensor, precision: int | None = None) -> Tensor:
+    """Return the product of two matrices or of two equal batches of them; differentiable any number of times.
+
+    precision: of float32, as of `float32_precision` at the forward pass; None: now.
+    """
+    precision = float32_precision() if precision is None else precision
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _Gemm.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
-    return GEMM(a, b, float32_precision())  # type: ignore[no-any-return]
+        return _Gemm.apply(a, b, precision)  # type: ignore[no-any-return, no-untyped-call]
+    return GEMM(a, b, precision)  # type: ignore[no-any-return]
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor, precision: int | None = None) -> Tensor:
     """Return the product of two matrices of one floating dtype: `gemm`, or torch's own kernels on CPU tensors."""
-    return gemm(a, b) if a.is_cuda or GEMM.run is not GEMM.overload else torch.matmul(a, b)
+    return gemm(a, b, precision) if a.is_cuda or GEMM.run is not GEMM.overload else torch.matmul(a, b)
 
 
 def transforms_active() -> bool:
@@ -107,7 +155,7 @@ def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor
 
     input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
     float32 (float64 for float64). On kernels torch.set_float32_matmul_precision("high" or "medium") rounds float32
-    operands to tf32; the default multiplies them as they are. CPU tensors, integers and complex numbers take torch's
+    operands to tf32; the default multiplies them as they are; `float32_matmul` chooses for a scope. CPU tensors, integers and complex numbers take torch's
     own kernels. out: a tensor to write the result to, by torch's kernels. Raises RuntimeError as torch.matmul does.
 
     >>> matmul(torch.ones(2, 3), torch.ones(3))

@@ -42,15 +42,13 @@ FORWARD = _library.define(
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, weight, bias, residual, seed, activation, p):  # type: ignore[no-untyped-def]
+    def forward(ctx, input, weight, bias, residual, seed, activation, p, precision):  # type: ignore[no-untyped-def]
         from_output = activation in SIGNED and residual is None
         save = activation is not None and not from_output
-        output, preactivation = FORWARD(
-            input, weight, bias, residual, seed, CODES[activation], p, save, float32_precision()
-        )
+        output, preactivation = FORWARD(input, weight, bias, residual, seed, CODES[activation], p, save, precision)
         saved = output if from_output else preactivation if save else None
         ctx.save_for_backward(input, weight, bias, seed, saved)
-        ctx.activation, ctx.p = activation, p
+        ctx.activation, ctx.p, ctx.precision = activation, p, precision
         return output
 
     @staticmethod
@@ -66,11 +64,11 @@ class _Linear(torch.autograd.Function):
         else:
             grad, grad_bias = BACKWARD(grad_output, saved, seed, CODES[ctx.activation], ctx.p, needs[2])
         grad_input, grad_weight, sums = gradients(
-            rows(grad), rows(input), weight, needs[0], needs[1], needs[2] and grad_bias is None
+            rows(grad), rows(input), weight, needs[0], needs[1], needs[2] and grad_bias is None, ctx.precision
         )
         grad_input = None if grad_input is None else grad_input.view(input.shape)
         grad_bias = sums if grad_bias is None else grad_bias if needs[2] else None
-        return grad_input, grad_weight, grad_bias, grad_output if needs[3] else None, None, None, None
+        return grad_input, grad_weight, grad_bias, grad_output if needs[3] else None, *[None] * 4
 
 
 def fits(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
@@ -121,10 +119,10 @@ def linear(
         if (p == 0 and residual is None) or not is_ours(preactivation):
             return _plain(preactivation, activation, p, residual)
         return drop(preactivation, p, False, activation, residual, 1)
-    seed = new_seed(input.device) if p > 0 else None
+    seed, precision = new_seed(input.device) if p > 0 else None, float32_precision()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
-        return _Linear.apply(*operands, residual, seed, activation, p)  # type: ignore[no-any-return, no-untyped-call]
-    return FORWARD(*operands, residual, seed, CODES[activation], p, False, float32_precision())[0]  # type: ignore[no-any-return]
+        return _Linear.apply(*operands, residual, seed, activation, p, precision)  # type: ignore[no-any-return, no-untyped-call]
+    return FORWARD(*operands, residual, seed, CODES[activation], p, False, precision)[0]  # type: ignore[no-any-return]
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

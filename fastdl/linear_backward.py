@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastdl import _library
 from fastdl.activation import CODES, activation_backward
-from fastdl.gemm import float32_precision, product
+from fastdl.gemm import EMULATED, product
 from fastdl.philox import keep_mask
 
 NAMES = {code: name for name, code in CODES.items()}
@@ -79,23 +79,34 @@ GRAD_INPUT = _library.define(
 )
 
 
+def sums_apart(grad: Tensor, precision: int) -> bool:
+    """Return whether sums are better taken by a pass of their own: products that also sum are true float32."""
+    return grad.dtype == torch.float32 and precision >= EMULATED
+
+
 def gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool, needs_bias: bool
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    precision: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients at input (M, K), weight (N, K) and bias (N) from that at the output (M, N).
 
-    The bias costs no pass of its own where the weight's gradient is wanted too.
+    The bias costs no pass of its own where the weight's gradient is wanted too. precision: of the forward pass.
     """
     grad_input = grad_weight = grad_bias = None
     if 1 not in grad.stride():  # an expanded gradient, as of a sum: the products want rows or columns
         grad = grad.contiguous()
     if needs_input:
-        grad_input = product(grad, weight)
+        grad_input = product(grad, weight, precision)
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    kernels = grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload
+    kernels = (grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload) and not sums_apart(grad, precision)
     if needs_weight and needs_bias and kernels and not recorded and input.size(1) > 0:
-        grad_weight, grad_bias = GRAD_WEIGHT(grad, input, float32_precision())
+        grad_weight, grad_bias = GRAD_WEIGHT(grad, input, precision)
     else:
-        grad_weight = product(grad.mT, input) if needs_weight else None
+        grad_weight = product(grad.mT, input, precision) if needs_weight else None
         grad_bias = grad.sum(0) if needs_bias else None
     return grad_input, grad_weight, grad_bias

@@ -58,7 +58,8 @@ class _LinearBatchNorm(torch.autograd.Function):
         input, weight, bias, residual, norm_weight, norm_bias = args[:6]
         eps, activation, p = args[11:14]
         branches = activation in (CODES["relu"], CODES["leaky_relu"])
-        output, linear, mean, invstd, mask = FORWARD(*args, branches and residual is not None, float32_precision())
+        ctx.precision = float32_precision()
+        output, linear, mean, invstd, mask = FORWARD(*args, branches and residual is not None, ctx.precision)
         if activation == CODES[None] or mask.numel() > 0:
             residual = None  # the gradient does not depend on it, or the mask says all
         ctx.options = (True, eps, activation, p)
@@ -78,7 +79,7 @@ class _LinearBatchNorm(torch.autograd.Function):
         grad, grad_residual, grad_norm_weight, grad_norm_bias = run(
             grad_output, *saved, *ctx.options, any(need[:3]), need[3] and not passes, need[4] or need[5]
         )
-        products = gradients(grad, input, weight, *need[:3]) if any(need[:3]) else (None, None, None)
+        products = gradients(grad, input, weight, *need[:3], ctx.precision) if any(need[:3]) else (None, None, None)
         found = (*products, grad_output if passes else grad_residual, grad_norm_weight, grad_norm_bias)
         return (*(g if n else None for g, n in zip(found, need)), *[None] * 8)
 

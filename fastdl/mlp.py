@@ -13,7 +13,7 @@ from fastdl.activation import CODES, check_activation
 from fastdl.dropout import check_probability
 from fastdl.gemm import autocast, float32_precision, has_kernel, product
 from fastdl.linear import FORWARD, SIGNED, Linear, fits, has_hooks, linear, linear_reference
-from fastdl.linear_backward import BACKWARD, GRAD_INPUT, gradients, rows
+from fastdl.linear_backward import BACKWARD, GRAD_INPUT, gradients, rows, sums_apart
 from fastdl.philox import new_seed
 
 
@@ -29,7 +29,7 @@ class _Mlp(torch.autograd.Function):
         output = FORWARD(hidden, weight2, bias2, residual, seed2, CODES[None], p, False, precision)[0]
         saved = preactivation if save else hidden
         ctx.save_for_backward(input, weight1, bias1, weight2, bias2, seed1, seed2, hidden, saved)
-        ctx.activation, ctx.p = activation, p
+        ctx.activation, ctx.p, ctx.precision = activation, p, precision
         return output  # type: ignore[no-any-return]
 
     @staticmethod
@@ -46,17 +46,19 @@ class _Mlp(torch.autograd.Function):
         if seed2 is not None:
             grad, grad_bias2 = BACKWARD(grad_output, None, seed2, CODES[None], ctx.p, need[4])
         _, grad_weight2, sums = gradients(
-            rows(grad), rows(hidden), weight2, False, need[3], need[4] and grad_bias2 is None
+            rows(grad), rows(hidden), weight2, False, need[3], need[4] and grad_bias2 is None, ctx.precision
         )  # fmt: skip
         grad_bias2 = sums if grad_bias2 is None else grad_bias2
         grad_input = grad_weight1 = grad_bias1 = None
         if any(need[:3]):
             kept = None if ctx.activation is None else rows(saved)
+            apart = sums_apart(grad, ctx.precision)
             grad, grad_bias1 = GRAD_INPUT(
-                rows(grad), weight2, kept, seed1, CODES[ctx.activation], ctx.p, need[2], float32_precision()
+                rows(grad), weight2, kept, seed1, CODES[ctx.activation], ctx.p, need[2] and not apart, ctx.precision
             )
-            grad_weight1 = product(grad.mT, rows(input)) if need[1] else None
-            grad_input = product(grad, weight1).view(input.shape) if need[0] else None
+            grad_bias1 = grad.sum(0) if need[2] and apart else grad_bias1
+            grad_weight1 = product(grad.mT, rows(input), ctx.precision) if need[1] else None
+            grad_input = product(grad, weight1, ctx.precision).view(input.shape) if need[0] else None
         return (grad_input, grad_weight1, grad_bias1 if need[2] else None, grad_weight2,
                 grad_bias2 if need[4] else None, grad_output if need[5] else None, *[None] * 4)  # fmt: skip
 

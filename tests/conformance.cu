@@ -5,6 +5,7 @@
 #include "conformance/ampere.cuh"
 #include "conformance/hopper.cuh"
 #include "conformance/matrices.cuh"
+#include "conformance/rounding.cuh"
 
 int main() {
   using namespace fastdl::conformance;
@@ -13,5 +14,6 @@ int main() {
   if (capability >= 80) ampere();
   if (capability >= 90) hopper();
   if (capability == 90) matrices();
+  if (capability >= 80) rounding(capability);
   return 0;
 }

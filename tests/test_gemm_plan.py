@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fastdl import _C
 
 H200, A100, T4 = (132, 90, 227 << 10), (108, 80, 163 << 10), (40, 75, 64 << 10)
-HIGHEST, HIGH = 0, 1
+HIGHEST, HIGH, EMULATED, ALWAYS_EMULATED = range(4)
 sizes = st.integers(1, 700) | st.sampled_from([1, 64, 128, 129, 1024, 4096])
 quick = settings(deadline=None, max_examples=200, derandomize=True)
 
@@ -41,7 +41,7 @@ def test_every_tile_once_and_all_of_k(batch, m, n, k, tile_m, tile_n, tile_k, sp
 @given(
     batch=st.integers(1, 9), m=sizes, n=sizes, k=st.integers(0, 1 << 20), partials=st.booleans(),
     dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]),
-    layouts=st.sampled_from(["nn", "nt", "tn", "tt", "sn", "ns"]), precision=st.sampled_from([HIGHEST, HIGH]),
+    layouts=st.sampled_from(["nn", "nt", "tn", "tt", "sn", "ns"]), precision=st.sampled_from([HIGHEST, HIGH, EMULATED, ALWAYS_EMULATED]),
     device=st.sampled_from([H200, A100, T4]),
 )  # fmt: skip
 def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision, device):
@@ -50,8 +50,17 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         m, n, k, dtype, batch=batch, layouts=layouts, precision=precision, partials=partials, device=device
     )
     splits, accumulator = found["splits"], 8 if dtype == "float64" else 4
+    parts = (splits > 1) * splits * batch * m * n * accumulator
+    if found["family"].startswith("emulated"):
+        assert dtype == "float32"
+        assert precision in (EMULATED, ALWAYS_EMULATED)
+        assert device[1] >= 80
+        assert not partials
+        assert (found["family"] == "emulated wgmma") == (device == H200)
+        terms = 3 * 2 * batch * -(-k // 64) * 64  # three of 2 bytes; k in whole steps
+        parts = sum(-(-bytes // 256) * 256 for bytes in (parts, terms * m, terms * n))
     if not found["repacks"]:
-        assert found["workspace_bytes"] == (splits > 1) * splits * batch * m * n * accumulator
+        assert found["workspace_bytes"] == parts
     assert splits == 1 or not partials  # sums of columns come from whole rows of tiles
     assert splits == 1 or k // splits >= found["tile"][2]
     if found["family"] == "wgmma":
@@ -141,6 +150,28 @@ def test_hopper_choices(sizes, partials, tile, turns, cluster, splits):
     found = plan(*sizes, layouts="nt", partials=partials, device=H200)
     chosen = found["family"], found["tile"][:2], found["turns"], found["cluster"], found["splits"]
     assert chosen == ("wgmma", tile, turns, cluster, splits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "family", "tile", "splits"),
+    [
+        ((8192, 8192, 8192), {"device": H200}, "emulated wgmma", 192, 1),
+        ((8192, 8192, 8191), {"device": H200, "layouts": "ss"}, "emulated wgmma", 192, 1),
+        ((2048, 2048, 2048), {"device": H200}, "emulated wgmma", 192, 2),
+        ((1024, 1024, 65536), {"device": H200, "layouts": "tn"}, "emulated wgmma", 192, 8),
+        ((8192, 8192, 8192), {"device": A100}, "emulated mma", 128, 1),
+        ((256, 256, 256), {"device": H200}, "simt", 64, 4),  # the pass over the operands costs more than it saves
+        ((8192, 8192, 16), {"device": H200}, "simt", 128, 1),
+        ((8192, 8192, 8192), {"device": T4}, "simt", 128, 1),
+        ((8192, 8192, 8192), {"device": (128, 89, 99 << 10)}, "simt", 128, 1),  # tensor cores 2 to 4 times as fast
+        ((8192, 8192, 8192), {"device": H200, "partials": True}, "simt", 128, 1),
+        ((4, 8192, 8192), {"device": H200}, "gemv", 32, 1),
+    ],
+)
+def test_emulated_where_it_pays(arguments, options, family, tile, splits):
+    found = plan(*arguments, "float32", precision=EMULATED, **options)
+    assert (found["family"], found["tile"][1], found["splits"]) == (family, tile, splits)
+    assert not plan(*arguments, "float32", **options)["family"].startswith("emulated")  # never by default
 
 
 def test_bad_arguments():

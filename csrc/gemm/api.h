@@ -16,6 +16,7 @@ const char* launch_simt(const Problem& problem, const Plan& plan, void* workspac
 const char* launch_mma(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 const char* launch_wgmma(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 const char* launch_gemv(const Problem& problem, const Plan& plan, void* workspace, void* stream);
+const char* launch_emulated(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 
 // The second launch of a product whose k was split: see split.cuh.
 const char* launch_split_sum(const Problem& problem, int splits, void* workspace, void* stream);

@@ -12,7 +12,7 @@ using namespace fastdl::gemm;
 
 namespace {
 
-constexpr const char* kFamilies[] = {"simt", "mma", "wgmma", "gemv"};
+constexpr const char* kFamilies[] = {"simt", "mma", "wgmma", "gemv", "emulated mma", "emulated wgmma"};
 constexpr const char* kTurnNames[] = {"halves", "alternate", "tokens"};
 
 // "n": k is the dimension of stride 1 of a, or n of b; "t": the other; "s": neither.

@@ -89,6 +89,8 @@ inline void run(const char* op, Problem& p, const Tensor& like) {
 // output (m, n), contiguous, = a (m, k) b (k, n). precision: of float32.
 inline Problem problem_of(const char* op, Tensor& output, const Matrix& a, const Matrix& b, int64_t m,
                           int64_t n, int64_t k, int64_t precision) {
+  STD_TORCH_CHECK(precision >= kHighest && precision <= kAlwaysEmulated, op,
+                  ": precision must be 0 to 3, got ", precision);
   Problem p{};
   p.m = m, p.n = n, p.k = k, p.batch = 1;
   p.dtype = tag(op, output.scalar_type()), p.precision = Precision(precision);

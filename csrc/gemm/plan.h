@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <iterator>
+#include "gemm/plan_emulated.h"
 #include "gemm/plan_gemv.h"
 #include "gemm/plan_types.h"
 #include "gemm/repack.h"
@@ -87,7 +88,12 @@ inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
   const bool words = p.dtype == kFloat32, wide = p.dtype == kFloat64, halves = !words && !wide;
   const bool tensor_cores = machine.capability >= 80 && has_unit_stride(p.a) && has_unit_stride(p.b) &&
                             (halves || (words && p.precision == kHigh));
-  if (is_gemv(p) && !p.epilogue.column_sums && !p.epilogue.mean && !p.a_sums) return plan_gemv(p, machine);
+  const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
+  if (is_gemv(p) && !partials) return plan_gemv(p, machine);
+  if (words && p.precision >= kEmulated && !partials) {
+    const Plan emulated = plan_emulated(p, machine);
+    if (emulated.tile_m > 0) return emulated;
+  }
   const bool hopper = tensor_cores && halves && machine.wgmma && tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
   const Candidate wgmma[] = {{kWgmma, 128, 256, kWgmmaDepth, 2000},

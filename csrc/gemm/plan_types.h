@@ -18,6 +18,8 @@ enum Family : uint8_t {
   kMma,    // sm_80: cp.async, ldmatrix, mma.sync
   kWgmma,  // sm_90a: TMA, wgmma
   kGemv,   // at most 4 rows or columns
+  kEmulatedMma,
+  kEmulatedWgmma,  // float32 out of bfloat16 terms, by either instruction
 };
 
 // How the two warpgroups of a wgmma kernel share tiles.

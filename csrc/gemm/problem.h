@@ -7,8 +7,9 @@ namespace fastdl::gemm {
 
 enum Dtype : uint8_t { kFloat32, kFloat64, kFloat16, kBfloat16 };
 
-// How float32 operands are multiplied: as they are, by fused multiply-adds; rounded to tf32.
-enum Precision : uint8_t { kHighest, kHigh };
+// How float32 operands are multiplied: as they are, by fused multiply-adds; rounded to tf32; as three
+// bfloat16 terms each (emulated.h) where that is faster, or, to be looked at, wherever it is possible.
+enum Precision : uint8_t { kHighest, kHigh, kEmulated, kAlwaysEmulated };
 
 // Strides in elements, any sign, zero and overlaps included.
 struct Matrix {

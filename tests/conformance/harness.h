@@ -70,5 +70,6 @@ void warps();
 void ampere();
 void hopper();
 void matrices();
+void rounding(int capability);
 
 }  // namespace fastdl::conformance

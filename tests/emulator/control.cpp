@@ -83,8 +83,10 @@ using namespace fastdl::emulator;
 
 // order: 0 forward, 1 reverse, 2 random; completion: 0 eager, 1 lazy, 2 random.
 void fastdl_emulator_settings(int order, int completion, uint64_t seed) {
-  settings() = {Order(order), Completion(completion), seed};
+  settings() = {Order(order), Completion(completion), seed, false};
 }
+// Whether tensor cores cut their sums, as those of Ampere and Hopper are said to; the settings end it.
+void fastdl_emulator_truncation(int on) { settings().truncates = on != 0; }
 void fastdl_emulator_device(int multiprocessors, int shared_bytes_per_block, int capability) {
   device() = {multiprocessors, shared_bytes_per_block, capability};
 }

@@ -38,6 +38,7 @@ struct Settings {  // FASTDL_ORDER=forward|reverse|random FASTDL_COMPLETION=eage
   Order order = Order::kForward;
   Completion completion = Completion::kEager;
   uint64_t seed = 1;
+  bool truncates = false;  // tensor cores cut their sums; otherwise they round every product to nearest
 };
 Settings& settings();
 

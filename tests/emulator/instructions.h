@@ -15,6 +15,8 @@ void ldmatrix(uint32_t* registers, int count, uint32_t address, bool transpose, 
 void stmatrix(uint32_t address, const uint32_t* registers, int count, bool transpose, Site site);
 void mma_m16n8(float* d, const uint32_t* a, const uint32_t* b, Format format, int k, Site site);
 float to_float(uint32_t bits, Format format);
+// sum + a b over k: rounded to nearest after every product, or, as GPUs do, once, toward zero (Settings).
+float tensor_core_sum(float sum, const float* a, int a_stride, const float* b, int b_stride, int k);
 
 // copies.cpp
 void copy_async(uint32_t to, const void* from, int bytes, int valid, Site site);

@@ -1,4 +1,5 @@
 // ldmatrix, stmatrix and mma.sync.
+#include <cmath>
 #include "instructions.h"
 #include "machine.h"
 #include "scalar.h"
@@ -9,6 +10,17 @@ float to_float(uint32_t bits, Format format) {
   if (format == Format::kHalf) return half_bits_to_float(uint16_t(bits));
   if (format == Format::kBfloat16) return bfloat16_bits_to_float(uint16_t(bits));
   return bit_cast<float>(bits & 0xFFFFE000u);  // tf32: the tensor core ignores the low 13 bits
+}
+
+float tensor_core_sum(float sum, const float* a, int a_stride, const float* b, int b_stride, int k) {
+  if (!settings().truncates) {
+    for (int i = 0; i < k; ++i) sum += a[i * a_stride] * b[i * b_stride];
+    return sum;
+  }
+  double exact = sum;
+  for (int i = 0; i < k; ++i) exact += double(a[i * a_stride]) * b[i * b_stride];
+  const float nearest = float(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
 namespace {
@@ -88,9 +100,7 @@ void complete_mma(void** payload, uint32_t lanes) {
     for (int i = 0; i < 4; ++i) d[group_id + i / 2 * 8][t * 2 + i % 2] = p.d[i];
   }
   for (int i = 0; i < 16; ++i) {
-    for (int k = 0; k < first.k; ++k) {
-      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
-    }
+    for (int j = 0; j < 8; ++j) d[i][j] = tensor_core_sum(d[i][j], a[i], 1, &b[0][j], 8, first.k);
   }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) at(lane).d[i] = d[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];

@@ -117,6 +117,12 @@ void execute(const Wgmma& op) {
     s.d[row * n + column] = !op.scale_d ? 0.0f : saved ? saved[t * (n / 2) + j] : op.accumulator[t][j];
   });
   for (int i = 0; i < kM; ++i) {
+    if (settings().truncates) {
+      for (int j = 0; j < n; ++j) {
+        s.d[i * n + j] = tensor_core_sum(s.d[i * n + j], s.a + i * kK, 1, s.transposed + j, n, kK);
+      }
+      continue;
+    }
     for (int k = 0; k < kK; ++k) {
       const float a = s.a[i * kK + k], *b = s.transposed + k * n;
       float* d = s.d + i * n;
