@@ -11,9 +11,9 @@ from fastdl import _library
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def matmul_reference(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
-    """Return c[..., m, n] = sum over k of a[..., m, k] b[..., k, n]."""
-    return torch.matmul(a, b)
+def matmul_reference(a: Tensor, b: Tensor, precision: int = 0, scale: float = 1.0) -> Tensor:
+    """Return c[..., m, n] = scale times the sum over k of a[..., m, k] b[..., k, n]."""
+    return torch.matmul(a, b) if scale == 1 else torch.matmul(a, b) * scale
 
 
 HIGHEST, HIGH, EMULATED = range(3)  # Precision in csrc/gemm/problem.h
@@ -37,8 +37,8 @@ def float32_matmul(mode: str) -> Iterator[None]:
 
     mode: "highest", by fused multiply-adds; "high", operands rounded to tf32 on tensor cores (11 bits of each);
     "emulated", each operand as the sum of three bfloat16 (its 24 bits, exactly) and six of their nine products on
-    tensor cores, with sums moved to float32 registers every 32 steps or less. Its errors are at or below those of "highest";
-    it is taken on processors whose tensor cores make it faster (8.0, 9.0 and 10.x), for products that are large
+    tensor cores, with sums moved to float32 registers every 32 steps or less. Its errors are at or below those of
+    "highest"; it is taken on processors whose tensor cores make it faster (8.0, 9.0 and 10.x), for products that are large
     enough, never by default. Without a scope "highest", or torch.set_float32_matmul_precision where that allows more
     ("high" and "medium": tf32). Infinities and NaN come out as with "highest": sums that are not finite are taken again
     as float32, slowly. Below 2^-110 an operand keeps an absolute error under 2^-134. Products of up to four rows or
@@ -62,39 +62,41 @@ def float32_matmul(mode: str) -> Iterator[None]:
         _scoped = previous
 
 
-def _fake(a: Tensor, b: Tensor, precision: int = 0) -> Tensor:
+def _fake(a: Tensor, b: Tensor, precision: int = 0, scale: float = 1.0) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.size(-1)))
 
 
-GEMM = _library.define("gemm(Tensor a, Tensor b, int precision=0) -> Tensor", fake=_fake, reference=matmul_reference)
+GEMM = _library.define(
+    "gemm(Tensor a, Tensor b, int precision=0, float scale=1.0) -> Tensor", fake=_fake, reference=matmul_reference
+)
 
 
 class _Gemm(torch.autograd.Function):
     """a (M, K) or (B, M, K), b (K, N) or (B, K, N); any strides."""
 
     @staticmethod
-    def forward(ctx, a, b, precision):  # type: ignore[no-untyped-def]
+    def forward(ctx, a, b, precision, scale):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(a, b)
-        ctx.precision = precision
-        return GEMM(a, b, precision)
+        ctx.options = precision, scale
+        return GEMM(a, b, precision, scale)
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
-        grad_a = gemm(grad_output, b.mT, ctx.precision) if ctx.needs_input_grad[0] else None
-        grad_b = gemm(a.mT, grad_output, ctx.precision) if ctx.needs_input_grad[1] else None
-        return grad_a, grad_b, None
+        grad_a = gemm(grad_output, b.mT, *ctx.options) if ctx.needs_input_grad[0] else None
+        grad_b = gemm(a.mT, grad_output, *ctx.options) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b, None, None
 
 
-def gemm(a: Tensor, b: Tensor, precision: int | None = None) -> Tensor:
-    """Return the product of two matrices or of two equal batches of them; differentiable any number of times.
+def gemm(a: Tensor, b: Tensor, precision: int | None = None, scale: float = 1.0) -> Tensor:
+    """Return scale times the product of two matrices or of two equal batches; differentiable any number of times.
 
     precision: of float32, as of `float32_precision` at the forward pass; None: now.
     """
     precision = float32_precision() if precision is None else precision
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
-        return _Gemm.apply(a, b, precision)  # type: ignore[no-any-return, no-untyped-call]
-    return GEMM(a, b, precision)  # type: ignore[no-any-return]
+        return _Gemm.apply(a, b, precision, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return GEMM(a, b, precision, scale)  # type: ignore[no-any-return]
 
 
 def product(a: Tensor, b: Tensor, precision: int | None = None) -> Tensor:
@@ -132,7 +134,7 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Reduce torch.matmul's shapes to one matrix or one batch: views wherever strides allow."""
     vector_a, vector_b = a.dim() == 1, b.dim() == 1
     a = a.unsqueeze(0) if vector_a else a
@@ -140,33 +142,38 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     rows, columns = a.shape[-2:-1], b.shape[-1:]
     if b.dim() == 2:  # a's batch becomes rows: one product, and b's gradient needs no sum over the batch
         batch = a.shape[:-2]
-        result = gemm(a.flatten(0, -2), b)
+        result = gemm(a.flatten(0, -2), b, None, scale)
     else:
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         size = batch.numel()
         a = a.expand(*batch, *a.shape[-2:]).reshape(size, *a.shape[-2:])
         b = b.expand(*batch, *b.shape[-2:]).reshape(size, *b.shape[-2:])
-        result = gemm(a, b)
+        result = gemm(a, b, None, scale)
     return result.reshape(batch + (rows if not vector_a else ()) + (columns if not vector_b else ()))
 
 
-def matmul(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return the matrix product of two tensors, with torch.matmul's rules for 1-d, 2-d and batched operands.
+def matmul(input: Tensor, other: Tensor, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """Return scale times the matrix product, with torch.matmul's rules for 1-d, 2-d and batched operands.
 
     input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
-    float32 (float64 for float64). On kernels torch.set_float32_matmul_precision("high" or "medium") rounds float32
-    operands to tf32; the default multiplies them as they are; `float32_matmul` chooses for a scope. CPU tensors, integers and complex numbers take torch's
-    own kernels. out: a tensor to write the result to, by torch's kernels. Raises RuntimeError as torch.matmul does.
+    float32 (float64 for float64) and scaled before they are rounded. On kernels
+    torch.set_float32_matmul_precision("high" or "medium") rounds float32 operands to tf32; the default multiplies them
+    as they are; `float32_matmul` chooses for a scope. CPU tensors, integers and complex numbers take torch's own
+    kernels, and a multiplication where scale is not 1. out: a tensor to write the result to, by torch's kernels.
+    Raises RuntimeError as torch.matmul does.
 
-    >>> matmul(torch.ones(2, 3), torch.ones(3))
-    tensor([3., 3.])
+    >>> matmul(torch.ones(2, 3), torch.ones(3), scale=0.5)
+    tensor([1.5000, 1.5000])
     """
-    if out is not None or not (input.is_cuda or GEMM.run is not GEMM.overload):
-        return torch.matmul(input, other) if out is None else torch.matmul(input, other, out=out)
+    if out is not None:
+        torch.matmul(input, other, out=out)
+        return out if scale == 1 else out.mul_(scale)
+    if not (input.is_cuda or GEMM.run is not GEMM.overload):
+        return matmul_reference(input, other, 0, scale)
     a, b = autocast(input), autocast(other)
     fits = (
         min(a.dim(), b.dim()) >= 1
         and a.size(-1) == b.size(-2 if b.dim() > 1 else -1)
         and all(x == y or 1 in (x, y) for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2])))
     )
-    return _product(a, b) if fits and has_kernel(GEMM, a, b) else torch.matmul(input, other)
+    return _product(a, b, scale) if fits and has_kernel(GEMM, a, b) else matmul_reference(input, other, 0, scale)

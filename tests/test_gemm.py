@@ -208,3 +208,21 @@ def test_inputs_are_left_alone(backend):
     fastdl.matmul(a, b)
     assert torch.equal(a, before[0])
     assert torch.equal(b, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shapes", [((70, 40), (40, 33)), ((2, 9, 40), (2, 40, 7)), ((1, 40), (40, 33)), ((40,), (40,))]
+)
+def test_scale(backend, dtype, shapes):
+    """scale * (a b), and gradients through it, on every family."""
+    a, b = (torch.randn(s, device=backend.device).to(dtype).requires_grad_() for s in shapes)
+    exact = [t.detach().double().requires_grad_() for t in (a, b)]
+    ours, true = fastdl.matmul(a, b, scale=0.125), 0.125 * torch.matmul(*exact)
+    tolerance = 4 * torch.finfo(dtype).eps * 40**0.5
+    torch.testing.assert_close(ours.double(), true, rtol=tolerance, atol=tolerance)
+    for x, y in zip(torch.autograd.grad(ours.sum(), (a, b)), torch.autograd.grad(true.sum(), exact)):
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=tolerance)
+    out = torch.empty_like(ours)
+    assert fastdl.matmul(a.detach(), b.detach(), scale=2, out=out) is out
+    torch.testing.assert_close(out.double(), 16 * true.detach(), rtol=tolerance, atol=16 * tolerance)

@@ -4,8 +4,9 @@
 
 namespace fastdl::gemm {
 
-// a (M, K) or (B, M, K), b (K, N) or (B, K, N), any strides -> (M, N) or (B, M, N). precision: of float32.
-Tensor gemm(const Tensor& a, const Tensor& b, int64_t precision) {
+// a (M, K) or (B, M, K), b (K, N) or (B, K, N), any strides -> (M, N) or (B, M, N), scaled.
+// precision: of float32.
+Tensor gemm(const Tensor& a, const Tensor& b, int64_t precision, double scale) {
   const int64_t d = a.dim();
   STD_TORCH_CHECK((d == 2 || d == 3) && b.dim() == d,
                   "gemm: a and b must be two matrices or two batches, got ", d, " and ", b.dim(),
@@ -21,6 +22,7 @@ Tensor gemm(const Tensor& a, const Tensor& b, int64_t precision) {
   Problem p = problem_of("gemm", output, matrix(a), matrix(b), a.size(d - 2), b.size(d - 1), a.size(d - 1),
                          precision);
   if (d == 3) p.batch = a.size(0);
+  p.epilogue.alpha = scale;
   run("gemm", p, a);
   return output;
 }
