@@ -1,8 +1,9 @@
-"""matmul and the fused Linear against torch: squares, layers of known networks, skinny, deep and prime shapes."""
+"""matmul and the fused Linear against torch: squares, known networks' layers, few rows, deep k, odd sizes, float32."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from machine import CUDA, DEVICE
 from protocol import call, cases, compiled, gradients, randn
 
 import fastdl.functional
@@ -16,13 +17,16 @@ LAYERS = {
     "vit-mlp": (12608, 3072, 768),
     "gpt2-attention": (8192, 2304, 768),
     "gpt2-mlp": (8192, 3072, 768),
-    "skinny": (16, 4096, 4096),
-    "row": (1, 4096, 4096),
+    "gpt2-projection": (8192, 768, 768),
     "prime": (2039, 2053, 1031),
+    "odd-k": (4096, 4096, 4095),
+    "odd-n": (4096, 4095, 4096),
 }
 SMALL = {"small": (128, 256, 256), "wide": (256, 1024, 256), "prime": (127, 131, 257)}
 SIZES = cases(cpu=SMALL, cuda=LAYERS)
 DTYPES = cases(cpu=[torch.float32], cuda=[torch.bfloat16, torch.float32])
+# What multiplies float32: fastdl.float32_matmul's mode, torch's setting
+MODES = {"highest": "highest", "high": "high", "emulated": "highest"}
 
 
 def product_bytes(m, n, k, dtype):
@@ -62,6 +66,81 @@ def test_weight_gradient(compare, shape, dtype):
         bytes=product_bytes(m, n, k, dtype),
         flops=2 * m * n * k,
         layout="transposed",
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", cases(cpu=[1, 4, 16], cuda=[1, 2, 4, 8, 16, 32, 64]))
+def test_tokens(compare, tokens, dtype):
+    """A few rows times a weight (N, K)^T, as in decoding: memory bounds it."""
+    n, k = (512, 512) if not CUDA else (4096, 4096)
+    compare(
+        op="matmul of few rows",
+        shape=(tokens, n, k),
+        dtype=dtype,
+        operands=lambda: [randn(tokens, k, dtype=dtype), randn(n, k, dtype=dtype)],
+        arms={
+            "fastdl": call(lambda x, w: fastdl.matmul(x, w.mT)),
+            "torch": call(lambda x, w: x @ w.mT),
+            "compile": call(compiled(lambda x, w: x @ w.mT)),
+        },
+        bytes=product_bytes(tokens, n, k, dtype),
+        flops=2 * tokens * n * k,
+    )
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("n", cases(cpu=[256], cuda=[1024, 2048, 4096, 8192]))
+def test_float32_modes(compare, n, mode):
+    """float32 squares; beside the speed the error, root mean square of (c - exact) / (|a| |b|) over some rows."""
+
+    def ours(a, b):
+        with fastdl.float32_matmul(mode):
+            return fastdl.matmul(a, b)
+
+    def error(operands, result):
+        a, b = (x.double() for x in operands)
+        a = a[:64]
+        return float((((result[:64].double() - a @ b) / (a.abs() @ b.abs())) ** 2).mean().sqrt())
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(MODES[mode])
+    try:
+        compare(
+            op=f"matmul float32 {mode}",
+            shape=(n, n, n),
+            dtype=torch.float32,
+            operands=lambda: [randn(n, n), randn(n, n)],
+            arms={"fastdl": call(ours), "torch": call(torch.matmul)},
+            bytes=product_bytes(n, n, n, torch.float32),
+            flops=2 * n**3,
+            error=error,
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("n", cases(cpu=[256, 512], cuda=[256, 512, 1024, 2048, 4096]))
+def test_cpu_against_gpu(compare, n):
+    """As in the course: one product on the CPU by NumPy and by torch, on the GPU, and there and back again."""
+
+    def there_and_back(a, b):
+        return fastdl.matmul(a.to(DEVICE), b.to(DEVICE)).cpu()
+
+    compare(
+        op="matmul from the host's memory",
+        shape=(n, n, n),
+        dtype=torch.float32,
+        operands=lambda: [torch.randn(n, n), torch.randn(n, n)],
+        arms={
+            "fastdl": call(there_and_back),
+            "torch": call(lambda a, b: (a.to(DEVICE) @ b.to(DEVICE)).cpu()),
+            "torch on the CPU": call(torch.matmul),
+            "numpy": call(lambda a, b: a.numpy() @ b.numpy()),
+        },
+        bytes=product_bytes(n, n, n, torch.float32),
+        flops=2 * n**3,
+        layout="host",
     )
 
 

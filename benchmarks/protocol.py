@@ -193,8 +193,12 @@ def compare(
     flops: float = 0,
     layout: str = "contiguous",
     direction: str = "forward",
+    error: Callable[[Sequence[Any], Any], float] | None = None,
 ) -> None:
-    """Measure the arms against each other and file one pytest-benchmark row each (see the module's docstring)."""
+    """Measure the arms against each other and file one pytest-benchmark row each (see the module's docstring).
+
+    error(operands, result) of every arm stands beside its speed, among the row's conditions.
+    """
     with _own_stream():
         sets = [operands()]
         wanted = 1 if benchmark.disabled else min(MAX_SETS, max(2, -(-COLD_BYTES // _tensor_bytes(sets[0]))))
@@ -218,6 +222,8 @@ def compare(
                 "operand_sets": len(sets), "timer": arm.method, "rounds_discarded": discarded, "failed": failed,
                 "clocks": clocks,
             }  # fmt: skip
+            if error is not None:
+                conditions["error"] = error(sets[0], arm.kept[0])
             group = f"{op} {direction} {'x'.join(map(str, shape))} {info['dtype']} {layout}"
             _file_row(benchmark, arm.name, group, info, conditions, arm.device)
             if CUDA:
