@@ -11,5 +11,6 @@ from fastdl.convert import revert as revert
 from fastdl.fold import fold as fold
 from fastdl.gemm import float32_matmul as float32_matmul
 from fastdl.gemm import matmul as matmul
+from fastdl.tune import autotune as autotune
 
 __version__ = "0.1.0"

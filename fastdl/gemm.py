@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastdl import _library
+from fastdl import _library, tune
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -94,6 +94,8 @@ def gemm(a: Tensor, b: Tensor, precision: int | None = None, scale: float = 1.0)
     precision: of float32, as of `float32_precision` at the forward pass; None: now.
     """
     precision = float32_precision() if precision is None else precision
+    if tune.is_on():
+        tune.meet(a, b, precision, lambda: GEMM(a, b, precision, scale))
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         return _Gemm.apply(a, b, precision, scale)  # type: ignore[no-any-return, no-untyped-call]
     return GEMM(a, b, precision, scale)  # type: ignore[no-any-return]

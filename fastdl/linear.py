@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdl import _library
+from fastdl import _library, tune
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.dropout import apply as drop
 from fastdl.dropout import check_probability, is_ours
-from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, transforms_active
+from fastdl.gemm import FLOATING, GEMM, autocast, float32_precision, has_kernel, transforms_active
 from fastdl.linear_backward import BACKWARD, NAMES, drop_by_seed, gradients, rows
 from fastdl.philox import new_seed
 
@@ -120,6 +120,9 @@ def linear(
             return _plain(preactivation, activation, p, residual)
         return drop(preactivation, p, False, activation, residual, 1)
     seed, precision = new_seed(input.device) if p > 0 else None, float32_precision()
+    if tune.is_on():
+        a, b = rows(operands[0].detach()), operands[1].detach().mT
+        tune.meet(a, b, precision, lambda: GEMM(a, b, precision))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p, precision)  # type: ignore[no-any-return, no-untyped-call]
     return FORWARD(*operands, residual, seed, CODES[activation], p, False, precision)[0]  # type: ignore[no-any-return]

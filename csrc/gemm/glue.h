@@ -1,7 +1,7 @@
 // From tensors to problems: what every op of matrix products shares.
 #pragma once
 #include "gemm/api.h"
-#include "gemm/plan.h"
+#include "gemm/tuned.h"
 #include "torch_glue.h"
 
 namespace fastdl::gemm {
@@ -71,7 +71,9 @@ struct Dropout {
 // The plan of a product on this device.
 inline Plan planned(Problem& p) {
   align(p);
-  return plan(p, machine());
+  const Machine device = machine();
+  const auto tuned = TunedPlans::get().find(p, device);
+  return tuned ? *tuned : plan(p, device);
 }
 
 inline void run(const char* op, const Problem& p, const Plan& chosen, const Tensor& like) {
@@ -96,6 +98,23 @@ inline Problem problem_of(const char* op, Tensor& output, const Matrix& a, const
   p.dtype = tag(op, output.scalar_type()), p.precision = Precision(precision);
   p.a = a, p.b = b;
   p.output = output.mutable_data_ptr(), p.output_row = n, p.output_batch = m * n;
+  return p;
+}
+
+// The product of two matrices or of two equal batches of them, to a contiguous output that is yet to come.
+inline Problem product_of(const char* op, const Tensor& a, const Tensor& b, int64_t precision) {
+  const int64_t d = a.dim();
+  STD_TORCH_CHECK((d == 2 || d == 3) && b.dim() == d, op,
+                  ": a and b must be two matrices or two batches, got ", d, " and ", b.dim(), " dimensions");
+  STD_TORCH_CHECK(a.size(d - 1) == b.size(d - 2) && (d == 2 || a.size(0) == b.size(0)), op,
+                  ": a's columns must be b's rows, of equal batches, got ", a.size(d - 1), " and ",
+                  b.size(d - 2));
+  check_like(op, "b", b, a);
+  Problem p{};
+  p.m = a.size(d - 2), p.n = b.size(d - 1), p.k = a.size(d - 1), p.batch = d == 3 ? a.size(0) : 1;
+  p.dtype = tag(op, a.scalar_type()), p.precision = Precision(precision);
+  p.a = matrix(a), p.b = matrix(b);
+  p.output_row = p.n, p.output_batch = p.m * p.n;
   return p;
 }
 

@@ -7,21 +7,12 @@ namespace fastdl::gemm {
 // a (M, K) or (B, M, K), b (K, N) or (B, K, N), any strides -> (M, N) or (B, M, N), scaled.
 // precision: of float32.
 Tensor gemm(const Tensor& a, const Tensor& b, int64_t precision, double scale) {
-  const int64_t d = a.dim();
-  STD_TORCH_CHECK((d == 2 || d == 3) && b.dim() == d,
-                  "gemm: a and b must be two matrices or two batches, got ", d, " and ", b.dim(),
-                  " dimensions");
-  STD_TORCH_CHECK(a.size(d - 1) == b.size(d - 2) && (d == 2 || a.size(0) == b.size(0)),
-                  "gemm: a's columns must be b's rows, of equal batches, got ", a.size(d - 1), " and ",
-                  b.size(d - 2));
-  check_like("gemm", "b", b, a);
+  Problem p = product_of("gemm", a, b, precision);
   const DeviceGuard guard(a);
-  std::vector<int64_t> shape = {a.size(d - 2), b.size(d - 1)};
-  if (d == 3) shape.insert(shape.begin(), a.size(0));
+  std::vector<int64_t> shape = {p.m, p.n};
+  if (a.dim() == 3) shape.insert(shape.begin(), p.batch);
   Tensor output = torch::stable::new_empty(a, shape);
-  Problem p = problem_of("gemm", output, matrix(a), matrix(b), a.size(d - 2), b.size(d - 1), a.size(d - 1),
-                         precision);
-  if (d == 3) p.batch = a.size(0);
+  p.output = output.mutable_data_ptr();
   p.epilogue.alpha = scale;
   run("gemm", p, a);
   return output;

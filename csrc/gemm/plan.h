@@ -81,18 +81,19 @@ inline bool makes(const Problem& p, const Candidate& c) {
 
 }  // namespace plan_detail
 
-// Partial sums of columns come from whole rows of tiles: such products are not split.
-inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
+// Calls f(plan) for every way to make the product of operands as they lie. Partial sums of columns come from
+// whole rows of tiles: such products are not split.
+template <class F>
+void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
   using namespace plan_detail;
-  Plan found{};
   const bool words = p.dtype == kFloat32, wide = p.dtype == kFloat64, halves = !words && !wide;
   const bool tensor_cores = machine.capability >= 80 && has_unit_stride(p.a) && has_unit_stride(p.b) &&
                             (halves || (words && p.precision == kHigh));
   const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
-  if (is_gemv(p) && !partials) return plan_gemv(p, machine);
+  if (is_gemv(p) && !partials) return f(plan_gemv(p, machine));
   if (words && p.precision >= kEmulated && !partials) {
     const Plan emulated = plan_emulated(p, machine);
-    if (emulated.tile_m > 0) return emulated;
+    if (emulated.tile_m > 0) return f(emulated);
   }
   const bool hopper = tensor_cores && halves && machine.wgmma && tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
@@ -111,13 +112,9 @@ inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
   const Candidate* from = hopper ? wgmma : tensor_cores ? mma : simt;
   const int count = hopper ? int(std::size(wgmma)) : tensor_cores || words ? 2 : 1;
   const bool splits_allowed = !p.epilogue.column_sums && !p.epilogue.mean;
-  double best = 0;
   const auto consider = [&](const Candidate& c, int splits, int cluster) {
-    const double cost = cycles(p, machine, c, splits, cluster);
-    if (found.tile_m > 0 && cost >= best) return;
-    best = cost;
-    found = {c.family, c.tile_m, c.tile_n, c.depth, splits, split_workspace_bytes(p, splits),
-             c.turns,  cluster,  cost};
+    f(Plan{c.family, c.tile_m, c.tile_n, c.depth, splits, split_workspace_bytes(p, splits), c.turns, cluster,
+           cycles(p, machine, c, splits, cluster)});
   };
   for (int i = 0; i < count; ++i) {
     const Candidate& c = from[i];
@@ -130,28 +127,38 @@ inline Plan plan_as_it_lies(const Problem& p, const Machine& machine) {
       }
     }
   }
-  return found;
 }
 
-// Where TMA cannot read an operand, Hopper's tensor cores may be worth a pass that pads its lines.
-inline Plan plan(const Problem& p, const Machine& machine) {
+// And of operands that TMA cannot read, behind a pass that pads their lines.
+template <class F>
+void for_each_plan(const Problem& p, const Machine& machine, F f) {
   using namespace plan_detail;
-  const Plan direct = plan_as_it_lies(p, machine);
-  if (!machine.wgmma || size_of(p.dtype) != 2 || (direct.family != kSimt && direct.family != kMma))
-    return direct;
+  for_each_plan_as_it_lies(p, machine, f);
+  if (!machine.wgmma || size_of(p.dtype) != 2) return;
   const bool a = !tma_reads(p.a, p.m, p.k, p.batch, p.dtype), b = !tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
+  if (!a && !b) return;
   const Packed packed_a(p.a, p.m, p.k, p.batch, p.dtype), packed_b(p.b, p.k, p.n, p.batch, p.dtype);
   Problem q = p;
   if (a) q.a = packed_a.matrix;
   if (b) q.b = packed_b.matrix;
-  Plan found = plan_as_it_lies(q, machine);
   const int64_t bytes = (a ? packed_a.bytes : 0) + (b ? packed_b.bytes : 0);
-  found.cycles +=
-      double(a + b) * kLaunchCycles + 2 * double(bytes) / (kBytesPerCycle * machine.multiprocessors);
-  if (found.family != kWgmma || found.cycles >= direct.cycles) return direct;
-  found.repacks_a = a, found.repacks_b = b;
-  found.workspace_bytes = aligned_split_bytes(p, found.splits) + bytes;
-  return found;
+  for_each_plan_as_it_lies(q, machine, [&](Plan found) {
+    if (found.family != kWgmma) return;
+    found.cycles += double(a + b) * kLaunchCycles;
+    found.cycles += 2 * double(bytes) / (kBytesPerCycle * machine.multiprocessors);
+    found.repacks_a = a, found.repacks_b = b;
+    found.workspace_bytes = aligned_split_bytes(p, found.splits) + bytes;
+    f(found);
+  });
+}
+
+// The one of the fewest estimated cycles.
+inline Plan plan(const Problem& p, const Machine& machine) {
+  Plan best{};
+  for_each_plan(p, machine, [&](const Plan& found) {
+    if (best.tile_m == 0 || found.cycles < best.cycles) best = found;
+  });
+  return best;
 }
 
 }  // namespace fastdl::gemm

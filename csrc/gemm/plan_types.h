@@ -29,6 +29,12 @@ enum WgmmaTurns : uint8_t {
   kTokens,     // as kHalves, of the transposed product: a's few rows are the instruction's columns
 };
 
+// A plan's choices, by which a measurement names it.
+struct Cut {
+  int family, tile_m, tile_n, splits, turns, cluster;
+  bool operator==(const Cut&) const = default;
+};
+
 struct Plan {
   Family family;
   int tile_m, tile_n, tile_k;  // of a block; tile_m rows make one partial of column sums and moments
@@ -39,6 +45,7 @@ struct Plan {
   double cycles = 0;                          // of a multiprocessor, estimated
   bool repacks_a = false, repacks_b = false;  // by a pass of its own, to where TMA can read the operand
 
+  Cut cut() const { return {family, tile_m, tile_n, splits, turns, cluster}; }
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
 };
 
