@@ -47,8 +47,8 @@ def autotune() -> Iterator[None]:
 
     Products of CUDA tensors by `fastdl.matmul` and linear layers, forward and backward, are measured when first met
     (some ten milliseconds each), results unchanged but for the order of additions. Nothing is measured while a graph
-    is captured or compiled. The file of a device is ignored, with a warning, where it cannot be read or belongs to
-    other kernels.
+    is captured or compiled. Raises nothing of its own: the file of a device is ignored, with a UserWarning, where it
+    cannot be read or belongs to other kernels.
 
     >>> with autotune():
     ...     pass  # a training step
