@@ -50,6 +50,7 @@ struct LaunchConfig {
   void* stream = nullptr;  // a cudaStream_t
   dim3 cluster{1};
   bool cooperative = false;
+  bool early = false;  // may start before the kernel in front of it ends: it calls ptx::grid_dependency_wait
 };
 
 // The device that host code sizes a launch for.
@@ -91,7 +92,7 @@ const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Ar
     const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), config.shared_bytes);
     if (error != cudaSuccess) return error_text(error);
   }
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (config.cluster.x * config.cluster.y * config.cluster.z > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -100,6 +101,10 @@ const char* launch(void (*kernel)(Parameters...), const LaunchConfig& config, Ar
   if (config.cooperative) {
     attributes[count].id = cudaLaunchAttributeCooperative;
     attributes[count++].val.cooperative = 1;
+  }
+  if (config.early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
   cudaLaunchConfig_t launch_config{};
   launch_config.gridDim = config.grid;

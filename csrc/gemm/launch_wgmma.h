@@ -75,6 +75,7 @@ const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspa
   config.shared_bytes = Shape::kSharedBytes;
   config.stream = stream;
   config.cluster = dim3(unsigned(plan.cluster));
+  config.early = true;
   return launch(wgmma_kernel<Shape>, config, p, grid, a, b, workspace);
 }
 

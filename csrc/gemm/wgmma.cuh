@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
     ptx::mbarrier_init_fence();
   }
+  ptx::grid_dependency_launch();
   if (p.a_sums && threadIdx.x < Shape::kOnesBytes / 4) {
     using scalar_t = typename Shape::scalar_t;
     const scalar_t one = convert<scalar_t>(1.0f);
@@ -154,6 +155,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   } else {
     __syncthreads();
   }
+  ptx::grid_dependency_wait();  // nothing in global memory was touched so far
 
   if (threadIdx.x >= Shape::kConsumers) {
     ptx::register_decrease<40>();
@@ -161,7 +163,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     __syncwarp();
   } else {
     ptx::register_increase<232>();
-    const int group = int(threadIdx.x) / 128, first_row = kTeams == 1 ? 64 * Shape::kBlocks * group : 0;
+    const int group = __shfl_sync(~0u, int(threadIdx.x) / 128, 0);  // of a warp: uniform registers hold it
+    const int first_row = kTeams == 1 ? 64 * Shape::kBlocks * group : 0;
     typename Shape::Exit exit(p, grid, workspace, bytes + Shape::kStages * Shape::kStageBytes);
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
