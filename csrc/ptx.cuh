@@ -157,6 +157,10 @@ FASTDL_DEVICE void mbarrier_arrive(uint32_t mbarrier) {
 FASTDL_DEVICE void mbarrier_arrive_remote(uint32_t mbarrier) {
   FASTDL_ASM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(mbarrier) : "memory");
 }
+// The same after reading alone: no release at cluster scope, which waits for all of the thread's memory.
+FASTDL_DEVICE void mbarrier_free_remote(uint32_t mbarrier) {
+  FASTDL_ASM90("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mbarrier) : "memory");
+}
 // Arrives, and lets the phase wait for so many bytes of bulk loads.
 FASTDL_DEVICE void mbarrier_arrive_expect(uint32_t mbarrier, uint32_t bytes) {
   FASTDL_ASM90("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier),
@@ -302,10 +306,7 @@ FASTDL_DEVICE unsigned cluster_size() {
 }
 FASTDL_DEVICE void cluster_arrive() { FASTDL_ASM90("barrier.cluster.arrive.release.aligned;" :: : "memory"); }
 FASTDL_DEVICE void cluster_wait() { FASTDL_ASM90("barrier.cluster.wait.acquire.aligned;" :: : "memory"); }
-FASTDL_DEVICE void cluster_sync() {
-  cluster_arrive();
-  cluster_wait();
-}
+FASTDL_DEVICE void cluster_sync() { cluster_arrive(), cluster_wait(); }
 // The same variable in another block of the cluster, as a shared address or as a pointer.
 FASTDL_DEVICE uint32_t map_address(uint32_t address, unsigned rank) {
   uint32_t mapped = 0;

@@ -3,6 +3,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -106,18 +109,75 @@ inline DeviceProperties device_properties() {
 // How many blocks of the kernel fit on the device at once: the largest grid of a cooperative launch.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, size_t, int>, int> known;  // asking costs microseconds
+  int device = 0, each = 0;
+  cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& blocks = known[{reinterpret_cast<const void*>(kernel), threads, shared_bytes, device}];
+  if (blocks) return blocks;
   if (shared_bytes > 48 * 1024) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
   }
-  int each = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
-  return each * device_properties().multiprocessors;
+  return blocks = each * device_properties().multiprocessors;
+}
+
+// Bytes of arguments that a launch takes on the current device.
+inline int argument_bytes_limit() {
+  static const int driver = [] {
+    int version = 0;
+    cudaDriverGetVersion(&version);
+    return version;
+  }();
+  return CUDART_VERSION >= 12010 && driver >= 12010 && device_properties().capability >= 70 ? 32764 : 4096;
 }
 
 // Zeroes device memory in stream order.
 inline const char* fill_zero(void* memory, size_t bytes, void* stream) {
   return error_text(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
+
+// Makes a device the current one; returns the one before.
+inline int exchange_device(int device) {
+  int before = 0;
+  cudaGetDevice(&before);
+  if (before != device) cudaSetDevice(device);
+  return before;
+}
+
+// Copies in stream order. The pinned source is read until a mark set behind the copy has passed.
+inline const char* copy_to_device(void* target, const void* pinned, size_t bytes, void* stream) {
+  return error_text(
+      cudaMemcpyAsync(target, pinned, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
+}
+
+inline bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess &&
+         status != cudaStreamCaptureStatusNone;
+}
+
+// A place in a stream, so that the host can ask without waiting whether the device has come by.
+class StreamMark {
+ public:
+  StreamMark() = default;
+  StreamMark(const StreamMark&) = delete;
+  ~StreamMark() {
+    if (event_) cudaEventDestroy(event_);
+  }
+  const char* set(void* stream) {
+    if (!event_) {
+      const cudaError_t error = cudaEventCreateWithFlags(&event_, cudaEventDisableTiming);
+      if (error != cudaSuccess) return error_text(error);
+    }
+    return error_text(cudaEventRecord(event_, static_cast<cudaStream_t>(stream)));
+  }
+  bool has_passed() const { return !event_ || cudaEventQuery(event_) == cudaSuccess; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
 
 // Waits until every block of a cooperative launch has arrived.
 FASTDL_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
@@ -161,10 +221,32 @@ int resident_blocks(void (*)(Parameters...), int threads, size_t shared_bytes) {
   return emulator::resident_blocks(unsigned(threads), shared_bytes) * emulator::device().multiprocessors;
 }
 
+inline int argument_bytes_limit() { return emulator::argument_bytes_limit(); }
+
 inline const char* fill_zero(void* memory, size_t bytes, void*) {
   memset(memory, 0, bytes);
   return nullptr;
 }
+
+inline int exchange_device(int) { return 0; }
+
+inline const char* copy_to_device(void* target, const void* pinned, size_t bytes, void*) {
+  return emulator::copy_to_device(target, pinned, bytes);
+}
+
+inline bool is_capturing(void*) { return emulator::is_capturing(); }
+
+class StreamMark {
+ public:
+  const char* set(void*) {
+    place_ = emulator::stream_place();
+    return nullptr;
+  }
+  bool has_passed() const { return emulator::has_passed(place_); }
+
+ private:
+  uint64_t place_ = 0;
+};
 
 inline void grid_sync(FASTDL_SITE) { emulator::grid_barrier(site); }
 

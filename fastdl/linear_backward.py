@@ -85,7 +85,12 @@ def sums_apart(grad: Tensor, precision: int) -> bool:
 
 
 def gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool, needs_bias: bool,
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
     precision: int,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients at input (M, K), weight (N, K) and bias (N) from that at the output (M, N).

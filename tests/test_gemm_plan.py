@@ -59,16 +59,21 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert (found["family"] == "emulated wgmma") == (device == H200)
         terms = 3 * 2 * batch * -(-k // 64) * 64  # three of 2 bytes; k in whole steps
         parts = sum(-(-bytes // 256) * 256 for bytes in (parts, terms * m, terms * n))
-    assert found["workspace_bytes"] == parts
+    if not found["repacks"]:
+        assert found["workspace_bytes"] == parts
     assert splits == 1 or not partials  # sums of columns come from whole rows of tiles
     assert splits == 1 or k // splits >= found["tile"][2]
     if found["family"] == "wgmma":
         assert device == H200
         assert dtype in ("float16", "bfloat16")
-        assert "s" not in layouts
-        assert not partials
-        adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes
-        assert all(adjacent[layout][i] % 8 == 0 for i, layout in enumerate(layouts))
+        assert found["cluster"] in (1, 2)
+        assert found["turns"] in ("halves", "alternate")
+        assert found["cluster"] == 1 or m > found["tile"][0]  # blocks of a pair take different rows
+        adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes, or padded
+        odd = [layout == "s" or adjacent[layout][i] % 8 != 0 for i, layout in enumerate(layouts)]
+        assert found["repacks"] == "".join(name for name, is_odd in zip("ab", odd) if is_odd)
+    else:
+        assert found["repacks"] == ""
     assert (found["family"] == "gemv") == (min(m, n) <= 4 and not partials)
     if found["family"] == "mma":
         assert device[1] >= 80
@@ -88,15 +93,13 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         ((64, 64, 100_000), {"partials": True}, "mma", 64, 1),
         ((1024, 1024, 1024), {}, "mma", 128, 1),
         ((512, 512, 512), {}, "mma", 64, 1),
-        ((8192, 8192, 8192), {"device": H200}, "wgmma", 128, 1),
-        ((8192, 8192, 8191), {"device": H200}, "mma", 128, 1),
+        ((8192, 8192, 8191), {"device": H200}, "wgmma", 128, 1),
         ((8192, 8192, 8191), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
-        ((4096, 4096, 4096), {"device": H200, "partials": True}, "mma", 128, 1),
-        ((4096, 1024, 65536), {"device": H200, "layouts": "tn"}, "wgmma", 128, 1),
         ((4, 4096, 4096), {"device": H200, "layouts": "nt"}, "gemv", 4, 1),
         ((4, 4096, 4096), {"device": H200, "partials": True}, "mma", 64, 1),
         ((4096, 1, 4096, "float64"), {"layouts": "tt", "device": T4}, "gemv", 16, 2),
         ((5, 5, 4096), {"device": H200}, "mma", 64, 32),
+        ((8192, 8192, 0), {"device": H200, "layouts": "tn"}, "mma", 128, 1),  # no tensor map describes nothing
     ],
 )
 def test_choices(arguments, options, family, tile, splits):
@@ -144,6 +147,23 @@ def test_emulated_where_it_pays(arguments, options, family, tile, splits):
     found = plan(*arguments, "float32", precision=EMULATED, **options)
     assert (found["family"], found["tile"][1], found["splits"]) == (family, tile, splits)
     assert not plan(*arguments, "float32", **options)["family"].startswith("emulated")  # never by default
+
+
+@pytest.mark.parametrize(
+    ("sizes", "partials", "tile", "turns", "cluster", "splits"),
+    [
+        ((8192, 8192, 8192), False, (128, 256), "halves", 2, 1),
+        ((4096, 4096, 4096), True, (128, 256), "halves", 2, 1),
+        ((8192, 4096, 1024), False, (64, 256), "alternate", 2, 1),  # the exit of a tile is hidden
+        ((8192, 768, 3072), False, (128, 192), "halves", 2, 1),  # 64 x 4 tiles: two whole waves
+        ((1024, 1024, 1024), False, (128, 64), "halves", 2, 1),  # 128 tiles at once
+        ((4096, 1024, 65536), False, (128, 256), "halves", 2, 1),
+    ],
+)
+def test_hopper_choices(sizes, partials, tile, turns, cluster, splits):
+    found = plan(*sizes, layouts="nt", partials=partials, device=H200)
+    chosen = found["family"], found["tile"][:2], found["turns"], found["cluster"], found["splits"]
+    assert chosen == ("wgmma", tile, turns, cluster, splits)
 
 
 def test_bad_arguments():

@@ -54,7 +54,9 @@ def test_exact_in_every_layout(library, few, layout, side):
 
 
 @pytest.mark.parametrize("layout", ["n", "t"])
-@pytest.mark.parametrize(("pitch", "offset"), [(1064, 0), (1064, 8), (1064, 1), (1064, 3), (1061, 0), (1061, 5), (1062, 2)])
+@pytest.mark.parametrize(
+    ("pitch", "offset"), [(1064, 0), (1064, 8), (1064, 1), (1064, 3), (1061, 0), (1061, 5), (1062, 2)]
+)
 def test_exact_at_every_alignment(library, layout, pitch, offset):
     """Rows at multiples of 16 bytes, all at one odd address, and each at its own."""
     for dtype, few in itertools.product(DTYPES, [1, 3]):

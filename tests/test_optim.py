@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from torch.testing._internal.common_optimizers import optim_db
+from torch.testing._internal.common_optimizers import _get_optim_inputs_including_global_cliquey_kwargs, optim_db
 from torch.testing._internal.optests import opcheck
 
 from fastdl import _library, optim
@@ -95,29 +95,44 @@ def test_no_further_from_the_truth_than_torch(backend, name, options, dtype):
             assert err <= budget + 2 * torch.finfo(dtype).eps * t.abs().max()
 
 
-def test_torchs_inputs():
-    """optim_db: every configuration torch tests its optimizers with."""
+INFOS = [info for info in optim_db if info.optim_cls.__name__ in NAMES]
+
+
+def configurations(info):
+    """All that torch tests its optimizer with, each with foreach, fused, differentiable and without, on CPU and CUDA."""
+    for device in ("cpu", "cuda"):
+        for case in _get_optim_inputs_including_global_cliquey_kwargs(device, torch.float32, info):
+            if not (case.kwargs.get("differentiable") and case.kwargs.get("capturable")):  # torch's own, on a GPU alone
+                yield case.kwargs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.__name__)
+def test_torchs_inputs(backend, info, dtype):
+    """optim_db in every configuration."""
     ran = 0
-    for info in optim_db:
-        name = info.optim_cls.__name__
-        if name not in NAMES:
-            continue
-        for case in info.optim_inputs_func(device="cpu", dtype=torch.float32):
-            options = {k: v for k, v in case.kwargs.items() if k not in ("foreach", "fused", "differentiable")}
-            options = {k: copy.deepcopy(v) for k, v in options.items() if k != "capturable"}
-            if case.params is not None:
-                continue
-            params = parameters()
-            other = twins(params)
-            ours = getattr(optim, name)(params, **options)
-            theirs = info.optim_cls(other, foreach=False, **copy.deepcopy(options))
-            for _ in range(5):
-                give_gradients(params, other)
-                ours.step()
-                theirs.step()
-            assert_near(params, other)
-            ran += 1
-    assert ran > 30
+    for options in configurations(info):
+        params = parameters(dtype, sizes=((9, 5), (1,), (), (0, 4), (33,)))
+        if options.get("differentiable"):  # torch's step in place wants no leaves
+            params = [p * 1 for p in params]
+        other = [p.detach().clone().requires_grad_() for p in params]
+        if options.get("differentiable"):
+            other = [q * 1 for q in other]
+        ours = getattr(optim, info.optim_cls.__name__)(params, **copy.deepcopy(options))
+        plain = {k: v for k, v in options.items() if k not in ("foreach", "fused", "capturable")}
+        if dtype == torch.float64 and "lr" in plain:  # a tensor's torch rounds to float32 along the way
+            plain["lr"] = float(plain["lr"])
+            plain |= {"betas": tuple(map(float, plain["betas"]))} if "betas" in plain else {}
+        theirs = info.optim_cls(other, foreach=False, **copy.deepcopy(plain))
+        for _ in range(4):
+            for p, q in zip(params, other):
+                p.grad = torch.randn(p.shape, dtype=dtype)
+                q.grad = p.grad.clone()
+            ours.step()
+            theirs.step()
+        assert_near([p.detach() for p in params], [q.detach() for q in other])
+        ran += 1
+    assert ran >= 30
 
 
 def test_torchs_errors():
@@ -205,21 +220,35 @@ def test_options_of_groups_are_read_at_every_step():
         ours.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "l1": -1})
 
 
-SCHEDULERS = [
-    lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 7),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=20),
-    lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=5),
-    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
-    lambda o: torch.optim.lr_scheduler.SequentialLR(
-        o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [4]
-    ),
-]
+S = torch.optim.lr_scheduler
+SCHEDULERS = {
+    "LambdaLR": lambda o: S.LambdaLR(o, lambda k: 0.9**k),
+    "MultiplicativeLR": lambda o: S.MultiplicativeLR(o, lambda k: 0.95),
+    "StepLR": lambda o: S.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: S.MultiStepLR(o, [3, 7], 0.3),
+    "ConstantLR": lambda o: S.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: S.LinearLR(o, 0.1, total_iters=5),
+    "ExponentialLR": lambda o: S.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o: S.PolynomialLR(o, 8, 2.0),
+    "CosineAnnealingLR": lambda o: S.CosineAnnealingLR(o, 7),
+    "CosineAnnealingWarmRestarts": lambda o: S.CosineAnnealingWarmRestarts(o, 4),
+    "CyclicLR": lambda o: S.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "OneCycleLR": lambda o: S.OneCycleLR(o, 0.3, total_steps=20),
+    "ReduceLROnPlateau": lambda o: S.ReduceLROnPlateau(o, patience=1),
+    "ChainedScheduler": lambda o: S.ChainedScheduler([S.ConstantLR(o), S.ExponentialLR(o, 0.9)]),
+    "SequentialLR": lambda o: S.SequentialLR(o, [S.ConstantLR(o), S.ExponentialLR(o, 0.9)], [4]),
+    "SWALR": lambda o: torch.optim.swa_utils.SWALR(o, 0.2, 5),
+}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULERS)
+def test_schedulers_are_all_that_torch_has():
+    abstract = {"LRScheduler", "_LRScheduler"}
+    assert set(S.__all__) - abstract <= set(SCHEDULERS) | {"EPOCH_DEPRECATION_WARNING"}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_torchs_schedulers_drive_it(name, schedule):
+def test_torchs_schedulers_drive_it(backend, name, schedule):
     params = parameters(sizes=((33,), (4, 4)))
     options = {"momentum": 0.9} if name == "SGD" else {}
     ours, theirs, other = pair(name, params, lr=0.05, **options)
@@ -229,7 +258,7 @@ def test_torchs_schedulers_drive_it(name, schedule):
         ours.step()
         theirs.step()
         for d in drivers:
-            d.step()
+            d.step(1.0) if isinstance(d, S.ReduceLROnPlateau) else d.step()
     assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
     assert_near(params, other)
 
@@ -373,6 +402,22 @@ def test_saved_tensors_notice_the_step():
     assert p._version > version
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_averaged_models_are_equal():
+    """swa_utils over a model that ours trains, and over one that torch's does."""
+    models = [torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    averages = [torch.optim.swa_utils.AveragedModel(m) for m in models]
+    optimizers = [library.SGD(m.parameters(), lr=0.1, momentum=0.9) for library, m in zip((optim, torch.optim), models)]
+    for _ in range(8):
+        x = torch.randn(4, 6)
+        for model, average, optimizer in zip(models, averages, optimizers):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            average.update_parameters(model)
+    assert_near(list(averages[0].parameters()), list(averages[1].parameters()))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,10 +1,13 @@
 """Any layout and mix of dtypes, and no byte outside; guard values stand around every view."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from test_optim import NAMES, assert_near, give_gradients, pair, twins
 
-from fastdl import optim
+from fastdl import _library, optim
 
 LAYOUTS = {
     "every second column": lambda: torch.randn(6, 10)[:, ::2],
@@ -109,3 +112,32 @@ def test_bits_repeat(backend, name):
             ours.step()
         results.append(params)
     assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_bits_repeat_in_any_order_of_threads(library):
+    """300 times the same step, each in another order of blocks and threads."""
+    torch.manual_seed(0)
+    grads = [torch.randn(n) for n in (5000, 17, 4096)]
+    results = set()
+    library.fastdl_emulator_device(2, 227 * 1024, 90)
+    with _library.use("emulated"):
+        for seed in range(300):
+            library.fastdl_emulator_settings(2, 0, seed)
+            params = [torch.ones_like(g).requires_grad_() for g in grads]
+            for p, g in zip(params, grads):
+                p.grad = g
+            ours = optim.Adam(params, max_grad_norm=1.0)
+            ours.step()
+            results.add(b"".join(p.detach().numpy().tobytes() for p in params))
+    assert len(results) == 1
+
+
+def test_elements_beyond_32_bits():
+    """The kernel on the last tiles of parameters of up to 2^42 elements, of which these tiles alone are there."""
+    from emulator import build
+
+    here = Path(__file__).parent
+    sources = [here / "optim_far.cu", here.parent / "csrc" / "optim" / "api.cu"]
+    program = build.build_program("plain", "optim_far", sources)
+    result = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr

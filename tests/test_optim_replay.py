@@ -5,10 +5,22 @@ import copy
 import pytest
 import torch
 
-from fastdl import optim
+from fastdl import _library, optim
 from fastdl.optim import _replay
 
 SIZES = ((5,), (3, 4), (2, 3, 2, 2))
+
+
+@pytest.fixture(params=["cpu", "emulated", "cuda"], autouse=True)
+def backend(request):
+    """On the CPU, by the kernel with its records resident, and on a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if request.param == "emulated":
+        request.getfixturevalue("emulated_library")
+    with torch.device("cuda" if request.param == "cuda" else "cpu"):
+        with _library.use("emulated" if request.param == "emulated" else "auto"):
+            yield request.param
 
 
 def make(cls=optim.Adam, dtype=torch.float32, groups=1, **options):
@@ -29,9 +41,9 @@ def all_params(optimizer):
 
 def step(ours, theirs, seed, new_gradients=True):
     """Take one step of each with equal gradients; return whether ours went by addresses."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for p, q in zip(all_params(ours), all_params(theirs)):
-        grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        grad = torch.randn(p.shape, generator=generator, device="cpu").to(p.dtype)
         if new_gradients or p.grad is None:
             p.grad, q.grad = torch.empty_like(p), torch.empty_like(q)
         p.grad.copy_(grad)
@@ -128,9 +140,9 @@ def transpose(ours, theirs):
 @pytest.mark.parametrize(
     ("change", "by_address"),
     [
-        (swap_data, True), (swap_dtype, False), (replace_state, False), (replace_one, False), (forget_state, False),
-        (load, False), (add_group, False), (transpose, False), (lambda *o: set_option(*o, lr=0.5), True),
-        (lambda *o: set_option(*o, lr=torch.tensor(0.5)), False), (lambda *o: set_option(*o, betas=(0.5, 0.6)), True),
+        (swap_data, True), (swap_dtype, False), (replace_state, True), (replace_one, True), (forget_state, False),
+        (load, True), (add_group, False), (transpose, False), (lambda *o: set_option(*o, lr=0.5), True),
+        (lambda *o: set_option(*o, lr=torch.tensor(0.5)), True), (lambda *o: set_option(*o, betas=(0.5, 0.6)), True),
         (lambda *o: set_option(*o, amsgrad=True), False), (lambda *o: set_option(*o, ema_decay=0.5), False),
         (lambda *o: set_option(*o, max_grad_norm=0.1), True), (lambda *o: set_option(*o, maximize=True), True),
     ],
@@ -172,10 +184,116 @@ def test_bad_options_raise_and_change_nothing():
     assert all(map(torch.equal, before, all_params(ours)))
 
 
-def test_wrong_lists_raise():
+def test_what_cannot_be_taken_again_is_said():
     ours, theirs = make()
     step(ours, theirs, 0)
-    with pytest.raises(ValueError, match="the lists do not fit the options"):
-        ours._kept.library.step([], [], None, None, None, 0)
-    with pytest.raises(ValueError, match="the lists do not fit the options"):
-        _replay._C.OptimReplay(0, [1], [4], [6] * 4, [0] * 4, [0.0] * 21)
+    rows = [(group, ("step",), [0.0]) for group in ours.param_groups]
+    with pytest.raises(ValueError, match="not a step to be taken again"):
+        _replay._C.OptimReplay(1, rows, ours.state, None, None, None, 0, None, None)
+    with pytest.raises(ValueError, match="not a step to be taken again"):
+        _replay._C.OptimReplay(1, [], ours.state, None, None, None, 0, None, None)
+
+
+def test_options_that_could_change_in_place_are_read_anew():
+    ours, theirs = make()
+    for optimizer in (ours, theirs):
+        optimizer.param_groups[0]["betas"] = [0.9, 0.99]
+    for k in range(4):
+        step(ours, theirs, k)
+        for optimizer in (ours, theirs):
+            optimizer.param_groups[0]["betas"][0] -= 0.1
+    assert ours._kept is not None
+
+
+def test_a_learning_rate_on_the_device_is_read_where_it_lies():
+    rate = torch.tensor(0.1)
+    ours, theirs = make(optim.AdamW)
+    set_option(ours, theirs, lr=rate)
+    for k in range(5):
+        assert step(ours, theirs, k) == (k > 0)
+        rate.mul_(0.5)
+
+
+def test_parameters_without_gradients_stay_out():
+    ours, theirs = make()
+    for k in range(6):
+        for optimizer in (ours, theirs):
+            all_params(optimizer)[1].requires_grad_(k == 4)
+        generator = torch.Generator("cpu").manual_seed(k)
+        for p, q in zip(all_params(ours), all_params(theirs)):
+            p.grad = torch.randn(p.shape, generator=generator, device="cpu").to(p) if p.requires_grad else None
+            q.grad = None if p.grad is None else p.grad.clone()
+        theirs._kept = None
+        before = ours._kept
+        ours.step()
+        theirs.step()
+        assert_equal(ours, theirs)
+        assert (before is not None and ours._kept is before) == (k in (2, 3))  # looking at a state of nothing makes one
+
+
+def test_no_tensor_is_kept_alive():
+    """Neither gradients nor states nor the optimizer itself."""
+    import gc
+    import weakref
+
+    ours, theirs = make()
+    for k in range(3):
+        step(ours, theirs, k)
+    grads = [weakref.ref(p.grad) for p in all_params(ours)]
+    states = [weakref.ref(v) for v in ours.state[all_params(ours)[0]].values()]
+    for p in all_params(ours):
+        p.grad = None
+    ours.state.clear()
+    assert all(ref() is None for ref in grads + states)
+    whole = weakref.ref(ours)
+    del ours
+    gc.collect()
+    assert whole() is None
+
+
+def test_hooks_and_profilers_see_every_step():
+    ours, theirs = make()
+    calls = []
+    for k in range(3):
+        step(ours, theirs, k)
+    handles = [ours.register_step_pre_hook(lambda *a: calls.append(a)), ours.register_step_post_hook(lambda *a: None)]
+    assert step(ours, theirs, 3)
+    assert len(calls) == 1
+    assert calls[0][0] is ours
+    for handle in handles:
+        handle.remove()
+    with torch.profiler.profile() as profile:
+        step(ours, theirs, 4)
+    assert "Optimizer.step#Adam.step" in [e.key for e in profile.key_averages()]
+    assert ours.step(lambda: 7) == 7
+
+
+def test_a_step_of_a_subclass_is_its_own():
+    class Counted(optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            return super().step(closure)
+
+    p = torch.ones(3).requires_grad_()
+    p.grad = torch.ones(3)
+    ours, calls = Counted([p], lr=0.5), []
+    ours.register_step_post_hook(lambda *a: calls.append(1))
+    for _ in range(3):
+        ours.step()
+    assert ours.steps == len(calls) == 3
+    assert (p == -0.5).all()
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+@pytest.mark.parametrize("cls", [optim.SGD, optim.AdamW])
+def test_gradients_are_zeroed_in_the_same_pass(cls, skipped):
+    ours, theirs = make(cls, zero_grad=True, groups=2)
+    for k in range(4):
+        for optimizer in (ours, theirs):
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(float(skipped and k > 1))
+        versions = [p.grad._version if p.grad is not None else 0 for p in all_params(ours)]
+        step(ours, theirs, k, new_gradients=False)
+        assert all((p.grad == 0).all() for p in all_params(ours))
+        assert all(p.grad._version > v for p, v in zip(all_params(ours), versions))

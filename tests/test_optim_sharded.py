@@ -1,4 +1,4 @@
-"""Parameters sharded over processes (FSDP2's DTensors): every rank updates its part, the norm is one over all."""
+"""Several processes: sharded parameters (DTensors, FSDP2), whose norm is one over all, and DDP's bucket views."""
 
 import os
 import sys
@@ -18,6 +18,35 @@ def gradients(step):
 def values():
     generator = torch.Generator().manual_seed(100)
     return [torch.randn(size, generator=generator) for size in SIZES]
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+
+
+def shard(model, mesh):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    return model
+
+
+def train(model, optim, rank, world=2):
+    """Train on this rank's half of the data; the gradients are means over both."""
+    optimizer = optim.AdamW(model.parameters(), lr=0.1, max_grad_norm=0.05)
+    inputs = torch.linspace(-1, 1, 48).reshape(8, 6)
+    own = inputs if rank is None else inputs.chunk(world)[rank]
+    for k in range(5):
+        optimizer.zero_grad(set_to_none=k == 2)
+        model(own).square().mean().backward()
+        if k == 4 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            grads = [p.grad for p in model.parameters()]
+            assert all(g._base is not None or g.storage_offset() for g in grads)  # views of the bucket
+            assert optimizer._kept is not None  # and taken by address
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
 
 
 def work(rank, world, port, results):
@@ -40,14 +69,17 @@ def work(rank, world, port, results):
         optimizer.step()
     full = [p.detach().full_tensor() for p in params]
     averages = [t.full_tensor() for t in optimizer.ema_parameters()]
+    fsdp = [p.full_tensor() for p in train(shard(network(), mesh), optim, rank)]
+    ddp = torch.nn.parallel.DistributedDataParallel(network(), gradient_as_bucket_view=True)
+    by_bucket = train(ddp, optim, rank)
     if rank == 0:
-        results.put([t.tolist() for t in full + averages])
+        results.put([[t.tolist() for t in ts] for ts in (full + averages, fsdp, by_bucket)])
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_step_as_one():
+def test_two_processes_step_as_one():  # one start of two processes for all three
     import socket
 
     from fastdl import optim
@@ -60,7 +92,7 @@ def test_two_processes_step_as_one():
     processes = [context.Process(target=work, args=(rank, 2, port, results)) for rank in range(2)]
     for process in processes:
         process.start()
-    sharded = results.get(timeout=120)
+    sharded, fsdp, by_bucket = results.get(timeout=100)
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
@@ -73,3 +105,7 @@ def test_two_processes_step_as_one():
         optimizer.step()
     for ours, theirs in zip([*params, *optimizer.ema_parameters()], sharded, strict=True):
         torch.testing.assert_close(ours.detach(), torch.tensor(theirs), rtol=1e-6, atol=1e-6)
+    alone = train(network(), optim, None)
+    for parts in (fsdp, by_bucket):
+        for ours, theirs in zip(alone, parts, strict=True):
+            torch.testing.assert_close(ours, torch.tensor(theirs), rtol=1e-5, atol=1e-6)

@@ -1,6 +1,8 @@
 // Which launch a plan means, and the passes around products.
 #include "gemm/backward.cuh"
 #include "gemm/dispatch.h"
+#include "gemm/repack.cuh"
+#include "gemm/repack.h"
 #include "gemm/split.cuh"
 
 namespace fastdl::gemm {
@@ -15,23 +17,6 @@ constexpr bool kHasWgmma = false;
 Machine machine() {
   const DeviceProperties d = device_properties();
   return {d.multiprocessors, d.capability, d.shared_bytes_per_block, d.capability == 90 && kHasWgmma};
-}
-
-const char* launch_product(const Problem& problem, const Plan& plan, void* workspace, void* stream) {
-  switch (plan.family) {
-    case kSimt:
-      return launch_simt(problem, plan, workspace, stream);
-    case kMma:
-      return launch_mma(problem, plan, workspace, stream);
-    case kWgmma:
-      return launch_wgmma(problem, plan, workspace, stream);
-    case kGemv:
-      return launch_gemv(problem, plan, workspace, stream);
-    case kEmulatedMma:
-    case kEmulatedWgmma:
-      return launch_emulated(problem, plan, workspace, stream);
-  }
-  return "unknown family";
 }
 
 namespace {
@@ -52,7 +37,59 @@ struct BackwardCut {
   }
 };
 
+// An operand to `to`, in lines that TMA can read.
+const char* launch_repack(Matrix& x, void* to, int64_t rows, int64_t columns, int64_t batch, Dtype dtype,
+                          void* stream) {
+  const Packed packed(x, rows, columns, batch, dtype);
+  if (x.batch == 0) batch = 1;
+  RepackArguments a{};
+  a.from = x.data, a.to = to;
+  a.from_batch = x.batch, a.to_batch = packed.matrix.batch;
+  a.from_line = packed.down ? x.column : x.row, a.from_inner = packed.down ? x.row : x.column;
+  a.to_line = packed.down ? packed.matrix.column : packed.matrix.row;
+  a.inner = packed.inner, a.lines = Divisor(packed.lines);
+  a.runs_of_line = Divisor(ceil_div(packed.inner, kRepackRun));
+  a.runs = a.runs_of_line.value * packed.lines * batch;
+  x = packed.matrix, x.data = to;
+  const int64_t blocks = ceil_div(a.runs, kRepackThreads / 32);
+  if (blocks > kMaxGrid) return "more than 2^31 - 1 blocks; split the batch";
+  LaunchConfig config{dim3(unsigned(blocks)), dim3(kRepackThreads)};
+  config.stream = stream;
+  return size_of(dtype) == 2 ? launch(repack_kernel<uint16_t>, config, a)
+                             : launch(repack_kernel<uint32_t>, config, a);
+}
+
+// Repacks what the plan says, behind what the split has of the workspace.
+const char* repack_operands(Problem& p, const Plan& plan, void* workspace, void* stream) {
+  char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.splits);
+  if (plan.repacks_a) {
+    const int64_t bytes = Packed(p.a, p.m, p.k, p.batch, p.dtype).bytes;
+    if (const char* error = launch_repack(p.a, next, p.m, p.k, p.batch, p.dtype, stream)) return error;
+    next += bytes;
+  }
+  return plan.repacks_b ? launch_repack(p.b, next, p.k, p.n, p.batch, p.dtype, stream) : nullptr;
+}
+
 }  // namespace
+
+const char* launch_product(const Problem& problem, const Plan& plan, void* workspace, void* stream) {
+  Problem p = problem;
+  if (const char* error = repack_operands(p, plan, workspace, stream)) return error;
+  switch (plan.family) {
+    case kSimt:
+      return launch_simt(p, plan, workspace, stream);
+    case kMma:
+      return launch_mma(p, plan, workspace, stream);
+    case kWgmma:
+      return launch_wgmma(p, plan, workspace, stream);
+    case kEmulatedMma:
+    case kEmulatedWgmma:
+      return launch_emulated(p, plan, workspace, stream);
+    case kGemv:
+      return launch_gemv(p, plan, workspace, stream);
+  }
+  return "unknown family";
+}
 
 const char* launch_split_sum(const Problem& p, int splits, void* workspace, void* stream) {
   const int64_t threads = p.batch * p.m * ceil_div(p.n, 4) + (p.a_sums ? p.m : 0),

@@ -13,6 +13,7 @@ using namespace fastdl::gemm;
 namespace {
 
 constexpr const char* kFamilies[] = {"simt", "mma", "wgmma", "gemv", "emulated mma", "emulated wgmma"};
+constexpr const char* kTurnNames[] = {"halves", "alternate", "tokens"};
 
 // "n": k is the dimension of stride 1 of a, or n of b; "t": the other; "s": neither.
 Matrix matrix_of(char layout, int64_t rows, int64_t columns) {
@@ -43,7 +44,9 @@ py::dict gemm_plan(int64_t batch, int64_t m, int64_t n, int64_t k, const std::st
   py::dict result;
   result["family"] = kFamilies[found.family];
   result["tile"] = py::make_tuple(found.tile_m, found.tile_n, found.tile_k);
+  result["repacks"] = std::string(found.repacks_a ? "a" : "") + (found.repacks_b ? "b" : "");
   result["splits"] = found.splits, result["workspace_bytes"] = found.workspace_bytes;
+  result["turns"] = kTurnNames[found.turns], result["cluster"] = found.cluster;
   return result;
 }
 

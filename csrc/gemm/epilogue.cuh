@@ -50,14 +50,18 @@ FASTDL_DEVICE uint32_t keep_bits(const KeepRule& rule, uint64_t seed, uint64_t i
 struct Columns {
   int64_t batch, row, column;
   int inside;
+
+  FASTDL_DEVICE int64_t index(const Problem& p) const { return (batch * p.m + row) * p.n + column; }
+  FASTDL_DEVICE int64_t in_residual(const Problem& p) const {
+    return batch * p.epilogue.residual_batch + row * p.epilogue.residual_row + column;
+  }
 };
 
-// Columns as accumulators, from or to memory: 16 bytes at a time where they may be.
+// Columns as they lie in memory, 16 bytes at a time where they may be; zero past `inside`.
 template <class scalar_t, int kCount>
-FASTDL_DEVICE Vector<accumulator_t<scalar_t>, kCount> load_columns(const scalar_t* from, int inside,
-                                                                   bool aligned) {
+FASTDL_DEVICE Vector<scalar_t, kCount> load_stored(const scalar_t* from, int inside, bool aligned) {
   constexpr int kEach = kCount < kVectorSize<scalar_t> ? kCount : kVectorSize<scalar_t>;
-  Vector<accumulator_t<scalar_t>, kCount> value;
+  Vector<scalar_t, kCount> value;
   FASTDL_UNROLL
   for (int i = 0; i < kCount; i += kEach) {
     Vector<scalar_t, kEach> part;
@@ -68,9 +72,16 @@ FASTDL_DEVICE Vector<accumulator_t<scalar_t>, kCount> load_columns(const scalar_
       for (int j = 0; j < kEach; ++j) part[j] = i + j < inside ? load(from + i + j) : convert<scalar_t>(0.f);
     }
     FASTDL_UNROLL
-    for (int j = 0; j < kEach; ++j) value[i + j] = convert<accumulator_t<scalar_t>>(part[j]);
+    for (int j = 0; j < kEach; ++j) value[i + j] = part[j];
   }
   return value;
+}
+
+// The same as accumulators.
+template <class scalar_t, int kCount>
+FASTDL_DEVICE Vector<accumulator_t<scalar_t>, kCount> load_columns(const scalar_t* from, int inside,
+                                                                   bool aligned) {
+  return convert_vector<accumulator_t<scalar_t>>(load_stored<scalar_t, kCount>(from, inside, aligned));
 }
 
 template <class scalar_t, int kCount>
@@ -95,23 +106,69 @@ FASTDL_DEVICE void store_columns(scalar_t* to, const Vector<accumulator_t<scalar
 
 FASTDL_DEVICE uint64_t load_seed(const Epilogue& e) { return e.seed ? uint64_t(load(e.seed)) : 0; }
 
+// What an epilogue reads beside the sums, loaded where it is needed.
+template <class scalar_t, int kCount>
+struct OperandsInMemory {
+  using Values = Vector<accumulator_t<scalar_t>, kCount>;
+
+  FASTDL_DEVICE static Values load_at(const Problem& p, const Columns& at, const void* data, int64_t offset) {
+    return load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(data) + offset, at.inside,
+                                          p.epilogue.aligned);
+  }
+  FASTDL_DEVICE Values bias(const Problem& p, const Columns& at) const {
+    return load_at(p, at, p.epilogue.bias, at.column);
+  }
+  FASTDL_DEVICE Values saved(const Problem& p, const Columns& at) const {
+    return load_at(p, at, p.epilogue.saved, at.index(p));
+  }
+  FASTDL_DEVICE Values residual(const Problem& p, const Columns& at) const {
+    return load_at(p, at, p.epilogue.residual, at.in_residual(p));
+  }
+};
+
+// The same with `saved`, or else the residual, loaded ahead: memory answers while other columns are finished.
+template <class scalar_t, int kCount>
+struct OperandsAhead : OperandsInMemory<scalar_t, kCount> {
+  using Base = OperandsInMemory<scalar_t, kCount>;
+  using typename Base::Values;
+  uint32_t first[kCount * sizeof(scalar_t) / 4];  // words: elements of 16 bits would take a register each
+
+  FASTDL_DEVICE void load(const Problem& p, const Columns& at) {
+    const Epilogue& e = p.epilogue;
+    const void* const data = e.saved ? e.saved : e.residual;
+    if (!data) return;
+    const int64_t offset = e.saved ? at.index(p) : at.in_residual(p);
+    const auto stored =
+        load_stored<scalar_t, kCount>(static_cast<const scalar_t*>(data) + offset, at.inside, e.aligned);
+    memcpy(first, &stored, sizeof first);
+  }
+  FASTDL_DEVICE Values loaded() const {
+    Vector<scalar_t, kCount> stored;
+    memcpy(&stored, first, sizeof stored);
+    return convert_vector<accumulator_t<scalar_t>>(stored);
+  }
+  FASTDL_DEVICE Values saved(const Problem&, const Columns&) const { return loaded(); }
+  FASTDL_DEVICE Values residual(const Problem& p, const Columns& at) const {
+    return p.epilogue.saved ? Base::residual(p, at) : loaded();
+  }
+};
+
 // Sums in, values before rounding out; writes the preactivation. kFull = false: alpha and bias alone.
-template <bool kFull, class scalar_t, int kCount>
+template <bool kFull, class scalar_t, int kCount, class Operands>
 FASTDL_DEVICE void apply_epilogue(const Problem& p, const Columns& at, uint64_t seed,
-                                  Vector<accumulator_t<scalar_t>, kCount>& value) {
+                                  Vector<accumulator_t<scalar_t>, kCount>& value, const Operands& operands) {
   using acc_t = accumulator_t<scalar_t>;
   const Epilogue& e = p.epilogue;
   const acc_t alpha = acc_t(e.alpha);
   FASTDL_UNROLL
   for (int j = 0; j < kCount; ++j) value[j] *= alpha;
   if (e.bias) {
-    const auto bias = load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(e.bias) + at.column,
-                                                     at.inside, e.aligned);
+    const auto bias = operands.bias(p, at);
     FASTDL_UNROLL
     for (int j = 0; j < kCount; ++j) value[j] += bias[j];
   }
   if constexpr (kFull) {
-    const int64_t row = at.batch * p.m + at.row, index = row * p.n + at.column;
+    const int64_t index = at.index(p);
     if (e.preactivation) {
       store_columns<scalar_t, kCount>(static_cast<scalar_t*>(e.preactivation) + index, value, at.inside,
                                       e.aligned);
@@ -124,31 +181,39 @@ FASTDL_DEVICE void apply_epilogue(const Problem& p, const Columns& at, uint64_t 
       for (int j = 0; j < kCount; ++j) value[j] = keep >> j & 1 ? value[j] * scale : acc_t(0);
     }
     if (e.saved) {
-      const auto saved =
-          load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(e.saved) + index, at.inside, e.aligned);
+      const auto saved = operands.saved(p, at);
       activate_backward(value, saved, e.activation);
     }
     if (e.residual) {
-      const auto residual = load_columns<scalar_t, kCount>(static_cast<const scalar_t*>(e.residual) +
-                                                               at.batch * e.residual_batch +
-                                                               at.row * e.residual_row + at.column,
-                                                           at.inside, e.aligned);
+      const auto residual = operands.residual(p, at);
       FASTDL_UNROLL
       for (int j = 0; j < kCount; ++j) value[j] += residual[j];
     }
   }
 }
 
-// apply_epilogue, then the output, which `value` holds afterwards as it was rounded.
 template <bool kFull, class scalar_t, int kCount>
+FASTDL_DEVICE void apply_epilogue(const Problem& p, const Columns& at, uint64_t seed,
+                                  Vector<accumulator_t<scalar_t>, kCount>& value) {
+  apply_epilogue<kFull, scalar_t>(p, at, seed, value, OperandsInMemory<scalar_t, kCount>{});
+}
+
+// apply_epilogue, then the output, which `value` holds afterwards as it was rounded.
+template <bool kFull, class scalar_t, int kCount, class Operands>
 FASTDL_DEVICE void finish(const Problem& p, const Columns& at, uint64_t seed,
-                          Vector<accumulator_t<scalar_t>, kCount>& value) {
-  apply_epilogue<kFull, scalar_t>(p, at, seed, value);
+                          Vector<accumulator_t<scalar_t>, kCount>& value, const Operands& operands) {
+  apply_epilogue<kFull, scalar_t>(p, at, seed, value, operands);
   scalar_t* to =
       static_cast<scalar_t*>(p.output) + at.batch * p.output_batch + at.row * p.output_row + at.column;
   store_columns<scalar_t, kCount>(to, value, at.inside, p.epilogue.aligned);
   FASTDL_UNROLL
   for (int j = 0; j < kCount; ++j) value[j] = convert<accumulator_t<scalar_t>>(convert<scalar_t>(value[j]));
+}
+
+template <bool kFull, class scalar_t, int kCount>
+FASTDL_DEVICE void finish(const Problem& p, const Columns& at, uint64_t seed,
+                          Vector<accumulator_t<scalar_t>, kCount>& value) {
+  finish<kFull, scalar_t>(p, at, seed, value, OperandsInMemory<scalar_t, kCount>{});
 }
 
 }  // namespace fastdl::gemm

@@ -12,6 +12,7 @@ const char* launch_wgmma_half(const Problem& problem, const Plan& plan, void* wo
 template <class scalar_t>
 const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
                         bool deep, int box_lines) {
+  if (x.batch == 0) batch = 1;
   const uint64_t size[] = {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)};
   const int64_t outer = deep ? x.row : x.column, next = batch > 1 ? x.batch : outer;
   const uint64_t stride[] = {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)};
@@ -23,29 +24,41 @@ const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int
 template <class Shape>
 const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspace, void* stream) {
   using scalar_t = typename Shape::scalar_t;
+  constexpr bool kADeep = Shape::A::kMajor == ptx::Major::kK, kBDeep = Shape::B::kMajor == ptx::Major::kK;
+  constexpr bool kSwapped = Shape::kTurns == kTokens;
   const TileGrid grid = tile_grid(p, plan);
+  const Matrix rows = p.a, columns = p.b.transposed();
   ptx::TensorMap a, b;
-  const char* error =
-      map_operand<scalar_t>(&a, p.a, p.m, p.k, p.batch, Shape::A::kMajor == ptx::Major::kK, Shape::kTileM);
+  const char* error = map_operand<scalar_t>(&a, kSwapped ? columns : rows, kSwapped ? p.n : p.m, p.k, p.batch,
+                                            kADeep, Shape::kTileM);
   if (!error) {
-    error = map_operand<scalar_t>(&b, p.b.transposed(), p.n, p.k, p.batch, Shape::B::kMajor == ptx::Major::kK,
-                                  Shape::kTileN);
+    error = map_operand<scalar_t>(&b, kSwapped ? rows : columns, kSwapped ? p.m : p.n, p.k, p.batch, kBDeep,
+                                  Shape::kTileN / plan.cluster);
   }
   if (error) return error;
   LaunchConfig config;
-  config.grid = dim3(unsigned(std::min<int64_t>(grid.blocks(), machine().multiprocessors)));
+  const int64_t most = machine().multiprocessors / plan.cluster;
+  config.grid = dim3(unsigned(std::min(grid.blocks(), most) * plan.cluster));
   config.block = dim3(Shape::kThreads);
   config.shared_bytes = Shape::kSharedBytes;
   config.stream = stream;
+  config.cluster = dim3(unsigned(plan.cluster));
   return launch(wgmma_kernel<Shape>, config, p, grid, a, b, workspace);
 }
 
 template <class scalar_t, bool a_deep, bool b_deep>
 const char* launch_wgmma_layout(const Problem& p, const Plan& plan, void* workspace, void* stream) {
-  if (plan.tile_n == 256) {
-    return launch_wgmma_shape<WgmmaShape<scalar_t, 256, a_deep, b_deep>>(p, plan, workspace, stream);
+  const auto with = [&]<int tile_m, int tile_n, WgmmaTurns turns>() {
+    return launch_wgmma_shape<WgmmaShape<scalar_t, tile_m, tile_n, turns, a_deep, b_deep>>(p, plan, workspace,
+                                                                                           stream);
+  };
+  if (plan.turns == kAlternate) {
+    if (plan.tile_m == 64) return with.template operator()<64, 256, kAlternate>();
+    return with.template operator()<128, 128, kAlternate>();
   }
-  return launch_wgmma_shape<WgmmaShape<scalar_t, 128, a_deep, b_deep>>(p, plan, workspace, stream);
+  if (plan.tile_n == 256) return with.template operator()<128, 256, kHalves>();
+  if (plan.tile_n == 192) return with.template operator()<128, 192, kHalves>();
+  return with.template operator()<128, 64, kHalves>();
 }
 
 template <class scalar_t>

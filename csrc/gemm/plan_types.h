@@ -22,11 +22,22 @@ enum Family : uint8_t {
   kEmulatedWgmma,  // float32 out of bfloat16 terms, by either instruction
 };
 
+// How the two warpgroups of a wgmma kernel share tiles.
+enum WgmmaTurns : uint8_t {
+  kHalves,     // half of every tile's rows each
+  kAlternate,  // a tile each in turns: one's sums leave while the other multiplies
+  kTokens,     // as kHalves, of the transposed product: a's few rows are the instruction's columns
+};
+
 struct Plan {
   Family family;
   int tile_m, tile_n, tile_k;  // of a block; tile_m rows make one partial of column sums and moments
   int splits;                  // of k; their sums are added in order
   int64_t workspace_bytes;     // device memory for the launch, aligned to 256 bytes, contents undefined
+  WgmmaTurns turns = kHalves;
+  int cluster = 1;                            // blocks that share tiles of b
+  double cycles = 0;                          // of a multiprocessor, estimated
+  bool repacks_a = false, repacks_b = false;  // by a pass of its own, to where TMA can read the operand
 
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
 };

@@ -47,7 +47,7 @@ struct Epilogue {
   void* m2 = nullptr;           // (row blocks, n): sum of squared deviations from that mean
 
   // Whether there is more to do than alpha and bias.
-  bool is_full() const {
+  FASTDL_HOST_DEVICE bool is_full() const {
     return activation != 0 || preactivation || saved || residual || seed || column_sums || mean;
   }
 };

@@ -10,4 +10,9 @@ inline int64_t split_workspace_bytes(const Problem& p, int splits) {
   return accumulator_size(p.dtype) * splits * (p.batch * p.m * p.n + (p.a_sums ? p.m : 0));
 }
 
+// Up to where something else may follow.
+inline int64_t aligned_split_bytes(const Problem& p, int splits) {
+  return (split_workspace_bytes(p, splits) + 255) / 256 * 256;
+}
+
 }  // namespace fastdl::gemm

@@ -25,6 +25,20 @@ struct WgmmaOperand {
       }
     }
   }
+  // This block's half of a step that both blocks of a pair need, to both; the map's boxes are of half the
+  // lines.
+  FASTDL_DEVICE static void fetch_half(uint32_t to, const ptx::TensorMap* map, uint32_t mbarrier, int line,
+                                       int k, int batch, int rank) {
+    constexpr uint16_t kBoth = 3;
+    if constexpr (deep) {
+      ptx::tma_load_multicast(to + uint32_t(rank * (kBytes / 2)), map, mbarrier, kBoth, k,
+                              line + rank * (lines / 2), batch);
+    } else {
+      for (int i = rank; i < lines / 64; i += 2) {
+        ptx::tma_load_multicast(to + uint32_t(i * kBox), map, mbarrier, kBoth, line + 64 * i, k, batch);
+      }
+    }
+  }
   // Of the lines from `line` on, a multiple of 64, and 16 steps of k.
   FASTDL_DEVICE static uint64_t descriptor(uint32_t tile, int line, int k) {
     const uint32_t at = tile + uint32_t(line / 64 * kBox) + uint32_t(deep ? k * 2 : k * 128);
@@ -39,14 +53,30 @@ struct RingPlace {
   FASTDL_DEVICE void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
+  FASTDL_DEVICE void skip(int steps) {
+    const uint32_t to = stage + uint32_t(steps);
+    parity ^= to / kStages & 1, stage = to % kStages;
+  }
 };
+
+// f(work) for every kTeams-th tile of this block from its team-th on, and skip(steps) for those between; the
+// blocks of a pair take tiles below each other.
+template <int kTeams, class Skip, class F>
+FASTDL_DEVICE void for_tiles_in_turns(const TileGrid& grid, int64_t k, int team, Skip skip, F f) {
+  const unsigned pairs = grid.cluster == 2, blocks = unsigned(grid.blocks()), stride = gridDim.x >> pairs;
+  for (unsigned block = (blockIdx.x >> pairs) + unsigned(team) * stride; block < blocks;
+       block += kTeams * stride) {
+    if (kTeams > 1 && block >= stride) skip(tile_work(grid, block - stride, k, kWgmmaDepth).range.steps);
+    TileWork work = tile_work(grid, block, k, kWgmmaDepth);
+    if (pairs) work.row = 2 * work.row + int32_t(blockIdx.x % 2);
+    f(work);
+  }
+}
 
 // f(work) for every tile of this block.
 template <class F>
 FASTDL_DEVICE void for_tiles(const TileGrid& grid, int64_t k, F f) {
-  for (int64_t block = blockIdx.x; block < grid.blocks(); block += gridDim.x) {
-    f(tile_work(grid, block, k, kWgmmaDepth));
-  }
+  for_tiles_in_turns<1>(grid, k, 0, [](int) {}, f);
 }
 
 }  // namespace fastdl::gemm

@@ -1,7 +1,7 @@
 // One optimizer step over all parameters on CPU tensors: one pass over memory, two with gradient clipping.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include "optim/records.h"
+#include "optim/replay.h"
 #include "optim/rounding.h"
 #include "optim/rules.h"
 
@@ -159,6 +159,16 @@ FASTDL_INLINE void average_body(T* ema, const T* p, T weight, int64_t n) {
 FASTDL_VECTORISED(template <class T>, average, (T * ema, const T* p, T weight, int64_t n),
                   (ema, p, weight, n))
 
+// The gradient's elements, once read.
+void zero_grad(const Record& r, int64_t begin, int64_t n) {
+  with_type(r.grad.dtype, [&](auto zero) {
+    auto* grad = static_cast<decltype(zero)*>(r.grad.data);
+    if (!r.grad.strides) return std::fill_n(grad + begin, n, zero), void();
+    Walk walk(r, r.grad.strides, begin);
+    for (int64_t i = 0; i < n; ++i) grad[walk.next()] = zero;
+  });
+}
+
 struct Call {
   double grad_factor;  // unscale and clip
   uint64_t seed;
@@ -198,6 +208,7 @@ void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, 
       average(ema, load(r, truth, begin, n, p), T(1 - o.ema_decay), n);  // of the parameter as rounded
       store(r, r.ema, begin, n, ema);
     }
+    if (o.zero_grad != 0) zero_grad(r, begin, n);
   }
 }
 
@@ -251,19 +262,21 @@ void advance_step(const Record& r) {
             [&](auto zero) { *static_cast<decltype(zero)*>(r.step.data) += decltype(zero)(1.f); });
 }
 
-// The step for all records, whose options lie in rows. What is optional is a number here.
-struct Scalars {
-  optional<double> grad_scale, found_inf, max_grad_norm, grad_norm;
-  uint64_t seed = 0;
-};
+optional<double> read_optional(const optional<Tensor>& t) {
+  return t ? optional<double>(read_scalar(*t)) : std::nullopt;
+}
 
+}  // namespace
+
+// The step for all records.
 void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given) {
-  int64_t tiles = 0;
-  for (Record& r : records) {
-    r.first_tile = tiles;
-    tiles += (r.numel + kTile - 1) / kTile;
-  }
-  if (given.found_inf.value_or(0) != 0) return;
+  const int64_t tiles = number_tiles(records);
+  const auto skip = [&] {
+    for_each_tile(records, tiles, [](const Record& r, int64_t begin, int64_t end, int64_t) {
+      if (r.options->zero_grad != 0) zero_grad(r, begin, end - begin);
+    });
+  };
+  if (given.found_inf.value_or(0) != 0) return skip();
   Call call{given.grad_scale ? double(float(1 / *given.grad_scale)) : 1.0, given.seed};
   if (given.max_grad_norm) {
     double norm = given.grad_norm.value_or(0);
@@ -275,7 +288,7 @@ void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given)
       for (double s : sums) norm += s;
       norm = std::sqrt(norm);
     }
-    if (given.found_inf && !std::isfinite(norm)) return;
+    if (given.found_inf && !std::isfinite(norm)) return skip();
     const double clip = *given.max_grad_norm / (norm + 1e-6);
     call.grad_factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
   }
@@ -290,74 +303,6 @@ void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given)
   });
   for (const Record& r : records) advance_step(r);
 }
-
-optional<double> read_optional(const optional<Tensor>& t) {
-  return t ? optional<double>(read_scalar(*t)) : std::nullopt;
-}
-
-// A step whose tensors stay the same objects of the same shapes: Python, which keeps them alive, sends
-// addresses alone. See fastdl/optim/_replay.py.
-class Replay {
- public:
-  // dtypes (ScalarType) and addresses: group by group those of all parameters, of all gradients, then of each
-  // state in the op's order: [step], the rule's, [master], [ema]. All lie in memory alike, without gaps.
-  Replay(int64_t rule, const std::vector<int64_t>& counts, const std::vector<int64_t>& numels,
-         const std::vector<int>& dtypes, const std::vector<uintptr_t>& addresses,
-         const std::vector<double>& options)
-      : rule_(RuleName(rule)), rows_(read_options(options)), records_(numels.size()) {
-    size_t next = 0, first = 0;
-    for (size_t row = 0; row < rows_.size(); ++row) {
-      const Options& o = rows_[row];
-      const size_t last = first + size_t(counts.at(row));
-      const auto take = [&](auto&& operand_of, bool sent = false) {
-        for (size_t i = first; i < last; ++i, ++next) {
-          Operand& operand = operand_of(records_.at(i));
-          operand.dtype = ScalarType(dtypes.at(next));
-          operand.data = reinterpret_cast<void*>(addresses.at(next));
-          if (sent) sent_.push_back(&operand);
-        }
-      };
-      take([](Record& r) -> Operand& { return r.param; }, true);
-      take([](Record& r) -> Operand& { return r.grad; }, true);
-      if (rule_ != kSgd) take([](Record& r) -> Operand& { return r.step; });
-      for (int k = 0; k < state_count(rule_, o); ++k) take([k](Record& r) -> Operand& { return r.state[k]; });
-      if (o.master_weights != 0 && first < last && is_low_precision(records_.at(first).param.dtype)) {
-        take([](Record& r) -> Operand& { return r.master; });
-      }
-      if (o.ema_decay >= 0) take([](Record& r) -> Operand& { return r.ema; });
-      for (; first < last; ++first) {
-        Record& r = records_[first];
-        r.options = &o, r.numel = numels[first], r.ordinal = uint32_t(first);
-      }
-    }
-    if (next != dtypes.size() || next != addresses.size() || first != numels.size()) {
-      throw std::invalid_argument("OptimReplay: the lists do not fit the options");
-    }
-  }
-  Replay(const Replay&) = delete;  // pointers lead into it
-
-  // addresses: group by group those of all parameters, then of all gradients.
-  void step(const std::vector<uintptr_t>& addresses, const std::vector<double>& options,
-            optional<double> grad_scale, optional<double> found_inf, optional<double> max_grad_norm,
-            int64_t seed) {
-    const std::vector<Options> rows = read_options(options);
-    if (addresses.size() != sent_.size() || rows.size() != rows_.size()) {
-      throw std::invalid_argument("OptimReplay: the lists do not fit the options");
-    }
-    std::copy(rows.begin(), rows.end(), rows_.begin());
-    for (size_t i = 0; i < addresses.size(); ++i) sent_[i]->data = reinterpret_cast<void*>(addresses[i]);
-    const pybind11::gil_scoped_release release;
-    run_step(rule_, records_, {grad_scale, found_inf, max_grad_norm, {}, uint64_t(seed)});
-  }
-
- private:
-  RuleName rule_;
-  std::vector<Options> rows_;
-  std::vector<Record> records_;
-  std::vector<Operand*> sent_;  // at each step
-};
-
-}  // namespace
 
 // See fastdl/optim/_step.py for the arguments.
 void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
@@ -382,10 +327,13 @@ FASTDL_CPU_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step_cpu)); }
 }  // namespace fastdl::optim
 
 void bind_optim(pybind11::module_& m) {
-  pybind11::class_<fastdl::optim::Replay>(m, "OptimReplay", "A step of CPU tensors, to be taken again")
-      .def(pybind11::init<int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int>,
-                          std::vector<uintptr_t>, std::vector<double>>())
-      .def("step", &fastdl::optim::Replay::step);
+  using fastdl::optim::Replay;
+  pybind11::class_<Replay>(m, "OptimReplay", "A checked step, to be taken again")
+      .def(pybind11::init<int64_t, pybind11::list, pybind11::dict, std::optional<double>, pybind11::object,
+                          pybind11::object, int64_t, pybind11::object, pybind11::object>())
+      .def("step", &Replay::step)
+      .def_property_readonly("is_captured", &Replay::is_captured)
+      .def_property_readonly("pinned_slots", &Replay::pinned_slots);
   m.def("optim_workspace_bytes", &fastdl::optim::workspace_bytes, pybind11::arg("parameters"),
-        "Bytes of device memory that the optimizer kernel keeps for this many parameters");
+        pybind11::arg("groups"), "Bytes of device memory that the optimizer kernel keeps for so many");
 }

@@ -1,18 +1,12 @@
 // One optimizer step over all parameters on the device. What the kernel must know of them is written there
 // once, and again when a pointer has changed: in the steady state a step is one launch, without copies or
 // allocation.
-#include "optim/records.h"
+#include "optim/device_records.h"
 
 namespace fastdl::optim {
 namespace {
 
-static_assert(sizeof(StepArguments) <= 4096, "what a launch carries everywhere");
-
-Dtype tag(ScalarType dtype) {
-  if (dtype == ScalarType::Double) return kFloat64;
-  if (dtype == ScalarType::Half) return kFloat16;
-  return dtype == ScalarType::BFloat16 ? kBfloat16 : kFloat32;
-}
+static_assert(sizeof(StepArguments) <= kArguments, "what a launch carries everywhere");
 
 // Contiguous copies of operands that are no range of memory; what was written goes back after the launch.
 class StandIns {
@@ -36,42 +30,6 @@ class StandIns {
   std::vector<Copy> copies_;
 };
 
-DeviceRecord device_record(const Record& r, const Options* rows, StandIns& memory) {
-  DeviceRecord d;
-  std::memset(&d, 0, sizeof d);  // compared by bytes
-  d.param = memory(r.param, true);
-  d.grad = memory(r.grad, false);
-  d.param_dtype = tag(r.param.dtype);
-  d.grad_dtype = tag(r.grad.dtype);
-  d.in_double = d.param_dtype == kFloat64 || d.grad_dtype == kFloat64;
-  for (int k = 0; k < kMaxStates && r.state[k].tensor; ++k) {
-    d.state[k] = memory(r.state[k], true);
-    d.state_dtype[k] = tag(r.state[k].dtype);
-    d.in_double |= d.state_dtype[k] == kFloat64;
-  }
-  if (r.master.tensor) {
-    STD_TORCH_CHECK(r.master.dtype == ScalarType::Float, "optim_step_: master_param must be float32, got ",
-                    dtype_name(r.master.dtype));
-    d.master = memory(r.master, true);
-  }
-  if (r.ema.tensor) {
-    d.ema = memory(r.ema, true);
-    d.ema_dtype = tag(r.ema.dtype);
-    d.in_double |= d.ema_dtype == kFloat64;
-  }
-  d.step = r.step.data;
-  d.step_dtype = tag(r.step.dtype);
-  d.numel = r.numel;
-  d.row = int32_t(r.options - rows);
-  d.ordinal = r.ordinal;
-  return d;
-}
-
-// The same update rule to the last flag: what a kernel of one rule type asks for.
-bool same_flags(RuleName rule, const Options& a, const Options& b) {
-  return state_count(rule, a) == state_count(rule, b) && (a.centered != 0) == (b.centered != 0);
-}
-
 Tensor bytes_like(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {&bytes, 1}, ScalarType::Byte);
 }
@@ -83,6 +41,26 @@ const T* pointer(const optional<Tensor>& t, ScalarType dtype, const char* name) 
                   " must be one value of ", dtype_name(dtype), ", got ", t->numel(), " of ",
                   dtype_name(t->scalar_type()));
   return static_cast<const T*>(t->data_ptr());
+}
+
+// The gradients' addresses and the rows of options, as the kernel reads them.
+std::vector<char> make_table(const std::vector<Options>& rows, const std::vector<Tensor>& lrs,
+                             const std::vector<void*>& grads) {
+  std::vector<char> table(size_t(table_bytes(int64_t(rows.size()), int64_t(grads.size()))));
+  Row* row = reinterpret_cast<Row*>(table.data());
+  for (const Options& o : rows) {
+    Row r{o, nullptr, kFloat32};
+    if (o.lr_index >= 0) {
+      const Tensor& lr = lrs.at(size_t(o.lr_index));
+      STD_TORCH_CHECK(lr.numel() == 1, "optim_step_: lr must have one element, got ", lr.numel());
+      dispatch_floating("optim_step_", lr.scalar_type(), [](auto) {});
+      r.lr = lr.data_ptr();
+      r.lr_dtype = tag(lr.scalar_type());
+    }
+    *row++ = r;
+  }
+  std::memcpy(row, grads.data(), grads.size() * sizeof(void*));
+  return table;
 }
 
 }  // namespace
@@ -98,63 +76,64 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   const std::vector<Options> rows = read_options(options);
   const Lists lists{params, grads, states, counts};
   check_lists(lists, rows.size());
-  const std::vector<Record> records = RecordReader(name, lists).read(rows);
+  std::vector<Record> records = RecordReader(name, lists).read(rows);
 
   StepArguments a{};
+  a.tiles = number_tiles(records);
+  a.count = int32_t(records.size());
+  a.row_count = int32_t(rows.size());
   a.grad_scale = pointer<float>(grad_scale, ScalarType::Float, "grad_scale");
   a.found_inf = pointer<float>(found_inf, ScalarType::Float, "found_inf");
   a.grad_norm = pointer<float>(grad_norm, ScalarType::Float, "grad_norm");
   a.seed = pointer<int64_t>(seed, ScalarType::Long, "seed");
   a.max_grad_norm = max_grad_norm.value_or(0);
-  std::vector<Row> table(rows.size());
-  for (size_t k = 0; k < rows.size(); ++k) {
-    table[k].options = rows[k];
-    if (rows[k].lr_index < 0) continue;
-    const Tensor& lr = lrs.at(size_t(rows[k].lr_index));
-    STD_TORCH_CHECK(lr.numel() == 1, "optim_step_: lr must have one element, got ", lr.numel());
-    dispatch_floating("optim_step_", lr.scalar_type(), [](auto) {});
-    table[k].lr = lr.data_ptr();
-    table[k].lr_dtype = tag(lr.scalar_type());
+  for (const Record& r : records) {
+    STD_TORCH_CHECK(!r.master.tensor || r.master.dtype == ScalarType::Float,
+                    "optim_step_: master_param must be float32, got ", dtype_name(r.master.dtype));
   }
 
   DeviceGuard guard(params[0]);
   StandIns memory;
   std::vector<DeviceRecord> device_records;
+  std::vector<void*> addresses;
   bool uniform = true;
   for (const Record& r : records) {
-    DeviceRecord d = device_record(r, rows.data(), memory);
-    d.first_tile = int32_t(a.tiles);
-    a.tiles += (d.numel + kTile - 1) / kTile;
-    uniform = uniform && !d.in_double && same_flags(name, rows[0], *r.options);
-    device_records.push_back(d);
+    addresses.push_back(memory(r.grad, r.options->zero_grad != 0));
+    device_records.push_back(
+        device_record(r, int32_t(r.options - rows.data()), [&](const Operand& operand) { return memory(operand, true); }));
+    uniform = uniform && !device_records.back().in_double && same_flags(name, rows[0], *r.options);
   }
-  STD_TORCH_CHECK(a.tiles < INT32_MAX, "optim_step_: more than 2^43 elements");
-  a.count = int32_t(device_records.size());
+  std::vector<char> table = make_table(rows, lrs, addresses);
 
-  const int64_t bytes = workspace_bytes(a.count), head = kMaxBlocks * int64_t(sizeof(double));
-  const bool keeps = workspace.size() == 2 && workspace[0].numel() >= bytes && workspace[1].numel() >= bytes;
-  const Tensor device = keeps ? workspace[0] : bytes_like(params[0], bytes);
-  char* known = keeps ? static_cast<char*>(workspace[1].data_ptr()) + head : nullptr;
-  if (!known || std::memcmp(known, device_records.data(), size_t(bytes - head)) != 0) {
+  const int64_t bytes = a.count * int64_t(sizeof(DeviceRecord)), all = workspace_bytes(a.count, a.row_count);
+  const bool keeps = workspace.size() == 2 && workspace[0].numel() >= all && workspace[1].numel() >= all;
+  const Tensor device = keeps ? workspace[0] : bytes_like(params[0], all);
+  char* known = keeps ? static_cast<char*>(workspace[1].data_ptr()) + kRecordsAt : nullptr;
+  if (!known || std::memcmp(known, device_records.data(), size_t(bytes)) != 0) {
     Tensor target = device;
-    upload(torch::stable::narrow(target, 0, head, bytes - head), device_records.data(), bytes - head);
-    if (known) std::memcpy(known, device_records.data(), size_t(bytes - head));
+    upload(torch::stable::narrow(target, 0, kRecordsAt, bytes), device_records.data(), bytes);
+    if (known) std::memcpy(known, device_records.data(), size_t(bytes));
   }
-  a.partials = static_cast<double*>(device.data_ptr());
-  a.records = reinterpret_cast<const DeviceRecord*>(static_cast<char*>(device.data_ptr()) + head);
-  optional<Tensor> long_table;
-  if (table.size() > kInlineRows) {
-    const int64_t size = int64_t(table.size() * sizeof(Row));
-    long_table = bytes_like(params[0], size);
-    upload(*long_table, table.data(), size);
-    a.rows = static_cast<const Row*>(long_table->data_ptr());
-  } else {
-    std::copy(table.begin(), table.end(), a.inline_rows);
+  char* base = static_cast<char*>(device.data_ptr());
+  a.partials = reinterpret_cast<double*>(base);
+  a.records = reinterpret_cast<const DeviceRecord*>(base + kRecordsAt);
+  if (!fits_arguments(int64_t(table.size()))) {
+    Tensor target = device;
+    upload(torch::stable::narrow(target, 0, table_at(a.count), int64_t(table.size())), table.data(),
+           int64_t(table.size()));
+    a.table = base + table_at(a.count);
+    if (known) std::memset(known + bytes, 0xFF, table.size());  // no record of a longer step is there any more
   }
-  check_launch(launch_step(name, uniform, rows[0], a, current_stream(params[0])), "optim_step_");
+  check_launch(launch_step(name, uniform, rows[0], a, table.data(), current_stream(params[0])), "optim_step_");
   memory.write_back();
 }
 
-FASTDL_KERNEL_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step)); }
+// The address of this library's functions, for fastdl::optim::Replay.
+int64_t optim_library(Tensor) { return reinterpret_cast<int64_t>(&device_library()); }
+
+FASTDL_KERNEL_LIBRARY(m) {
+  m.impl("optim_step_", TORCH_BOX(&optim_step));
+  m.impl("optim_library", TORCH_BOX(&optim_library));
+}
 
 }  // namespace fastdl::optim

@@ -14,6 +14,7 @@ struct Options {
   double momentum, dampening, nesterov, first;  // first: the momentum buffer is new
   double beta1, beta2, eps, amsgrad;
   double alpha, centered, lr_decay;
+  double zero_grad;  // the gradient is zeroed once it is read
 };
 constexpr int kOptionCount = sizeof(Options) / sizeof(double);
 

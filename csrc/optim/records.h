@@ -135,7 +135,7 @@ class RecordReader {
                       " elements in ", param.dim(), " dimensions, its ", k == 1 ? "gradient" : "state",
                       " has ", t.numel(), " in ", t.dim(), "; they must have one shape");
       dispatch_floating("optim_step_", t.scalar_type(), [](auto) {});
-      if (k != 1) check_written(t);
+      if (k != 1 || o.zero_grad != 0) check_written(t);
       flat = flat && same_strides(param, t);
     }
     for (size_t k = 0; k < n; ++k) {

@@ -14,6 +14,27 @@ namespace fastdl::optim {
 
 constexpr int kThreads = 256;
 
+// What a launch carries: the step, and its table where that fits.
+template <int kBytes>
+struct LaunchArguments {
+  static constexpr int kTableBytes = kBytes / 8 * 8 - int(sizeof(StepArguments));
+  StepArguments step;
+  alignas(8) unsigned char table[kTableBytes];
+};
+
+// The step as the kernel's functions see it: its rows of options and its gradients, wherever they lie.
+struct Step : StepArguments {
+  const Row* rows;
+  void* const* grads;  // by record
+
+  template <int kBytes>
+  FASTDL_DEVICE explicit Step(const LaunchArguments<kBytes>& a) : StepArguments(a.step) {
+    const void* place = a.step.table ? a.step.table : a.table;
+    rows = static_cast<const Row*>(place);
+    grads = reinterpret_cast<void* const*>(rows + a.step.row_count);
+  }
+};
+
 // On lambdas: a call would put what they capture on a stack.
 #define FASTDL_INLINED __attribute__((always_inline))
 
@@ -109,28 +130,36 @@ FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, uint64_t seed, i
 
 // The tiles of a block --------------------------------------------------------------------------------------
 
-// Calls f(record, range, is_new) for tiles [first, last) in this or in reverse order; is_new: another
-// record than in the call before.
+// A tile as a block meets it.
+struct Tile {
+  const DeviceRecord& record;
+  void* grad;
+  Range range;
+  bool is_new;  // of another record than the tile before
+};
+
+FASTDL_DEVICE int first_tile(const Step& a, unsigned block) { return int(a.tiles * block / gridDim.x); }
+
+// Calls f(tile) for this block's tiles in this or in reverse order.
 template <class F>
-FASTDL_DEVICE void for_each_tile(const StepArguments& a, bool reverse, F f) {
-  const int64_t first = a.tiles * blockIdx.x / gridDim.x, last = a.tiles * (blockIdx.x + 1) / gridDim.x;
-  const int64_t start = reverse ? last - 1 : first;
-  int64_t low = 0,
-          high = a.count;  // the last record with first_tile <= start: empty ones share it, and come before
+FASTDL_DEVICE void for_each_tile(const Step& a, bool reverse, F f) {
+  const int first = first_tile(a, blockIdx.x), end = first_tile(a, blockIdx.x + 1);
+  const int start = reverse ? end - 1 : first;
+  int low = 0, high = a.count;  // the last record with first_tile <= start
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     (a.records[middle].first_tile <= start ? low : high) = middle;
   }
   bool is_new = true;
-  for (int k = 0; k < last - first; ++k) {
+  for (int k = 0; k < end - first; ++k) {
     const int tile = reverse ? start - k : start + k;
-    while (tile < a.records[low].first_tile || (low + 1 < a.count && tile >= a.records[low + 1].first_tile)) {
-      low += reverse ? -1 : 1;
-      is_new = true;
-    }
+    const int before = low;
+    if (tile < a.records[low].first_tile) --low;
+    if (low + 1 < a.count && tile >= a.records[low + 1].first_tile) ++low;
     const DeviceRecord& r = a.records[low];
+    is_new = is_new || low != before;
     const int64_t begin = int64_t(tile - r.first_tile) * kTile;
-    f(r, Range{begin, int(std::min(r.numel - begin, int64_t(kTile)))}, is_new);
+    f(Tile{r, a.grads[low], {begin, int(std::min(r.numel - begin, int64_t(kTile)))}, is_new});
     is_new = false;
   }
 }
@@ -149,11 +178,12 @@ FASTDL_DEVICE void for_each_vector(const void* data, Dtype dtype, Range range, F
 // Pass 1: the gradients' norm -------------------------------------------------------------------------------
 
 template <class T>
-FASTDL_DEVICE void add_squares(const DeviceRecord& r, Range range, double& sum) {
+FASTDL_DEVICE void add_squares(const Tile& t, double& sum) {
   constexpr int kWidth = kWidthOf<T>;
-  for_each_vector<kWidth>(r.grad, r.grad_dtype, range, [&](int i) FASTDL_INLINED {
+  const Dtype dtype = t.record.grad_dtype;
+  for_each_vector<kWidth>(t.grad, dtype, t.range, [&](int i) FASTDL_INLINED {
     T g[kWidth];
-    read<T, kWidth>(r.grad, r.grad_dtype, i, range, g);
+    read<T, kWidth>(t.grad, dtype, i, t.range, g);
     FASTDL_UNROLL
     for (int j = 0; j < kWidth; ++j) sum += double(g[j]) * double(g[j]);
   });
@@ -161,11 +191,11 @@ FASTDL_DEVICE void add_squares(const DeviceRecord& r, Range range, double& sum) 
 
 // Every thread returns the norm over all blocks; sums of each block in double, then added in the order of
 // blocks.
-FASTDL_DEVICE double grad_norm(const StepArguments& a, double inv_scale) {
+FASTDL_DEVICE double grad_norm(const Step& a, double inv_scale) {
   double sum = 0;
-  for_each_tile(a, false, [&](const DeviceRecord& r, Range range, bool) FASTDL_INLINED {
-    if (r.grad_dtype == kFloat64) return add_squares<double>(r, range, sum);
-    add_squares<float>(r, range, sum);
+  for_each_tile(a, false, [&](const Tile& t) FASTDL_INLINED {
+    if (t.record.grad_dtype == kFloat64) return add_squares<double>(t, sum);
+    add_squares<float>(t, sum);
   });
   sum = block_reduce(sum, Sum(), 0.0);
   if (threadIdx.x == 0) store(a.partials + blockIdx.x, sum);
@@ -175,6 +205,24 @@ FASTDL_DEVICE double grad_norm(const StepArguments& a, double inv_scale) {
   return sqrt(block_reduce(total, Sum(), 0.0)) * inv_scale;
 }
 
+template <class T>
+FASTDL_DEVICE void write_zeros(const Tile& t) {
+  constexpr int kWidth = kWidthOf<T>;
+  for_each_vector<kWidth>(t.grad, t.record.grad_dtype, t.range, [&](int i) FASTDL_INLINED {
+    const T zeros[kWidth] = {};
+    write<T, kWidth>(t.grad, t.record.grad_dtype, i, t.range, zeros);
+  });
+}
+
+// A step that is skipped still zeroes the gradients of rows that ask for it.
+FASTDL_DEVICE void zero_gradients(const Step& a) {
+  for_each_tile(a, false, [&](const Tile& t) FASTDL_INLINED {
+    if (a.rows[t.record.row].options.zero_grad == 0) return;
+    if (t.record.grad_dtype == kFloat64) return write_zeros<double>(t);
+    write_zeros<float>(t);
+  });
+}
+
 // Pass 2: the update ----------------------------------------------------------------------------------------
 
 template <class T, class Rule>
@@ -182,15 +230,18 @@ struct Prepared {
   Shared<T> shared;
   Rule rule;
   T ema_weight;
-  bool rounds;
+  bool rounds, zeroes;
   uint64_t seed;
+  void* grad;
 
-  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const int64_t* seed)
+  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const int64_t* seed, void* grad)
       : shared(o, lr, factor),
         rule(o, lr, step),
         ema_weight(T(1 - o.ema_decay)),
         rounds(o.stochastic_rounding != 0),
-        seed(seed ? uint64_t(*seed) : 0) {}
+        zeroes(o.zero_grad != 0),
+        seed(seed ? uint64_t(*seed) : 0),
+        grad(grad) {}
 };
 
 // volatile: the record is read where it is used, instead of living in 30 registers.
@@ -201,7 +252,7 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
   const bool has_master = r.master != nullptr;
   T p[kWidth], g[kWidth], states[kStates + 1][kWidth];
   read<T, kWidth>(has_master ? r.master : r.param, has_master ? kFloat32 : r.param_dtype, i, range, p);
-  read<T, kWidth>(r.grad, r.grad_dtype, i, range, g);
+  read<T, kWidth>(c.grad, r.grad_dtype, i, range, g);
   FASTDL_UNROLL
   for (int k = 0; k < kStates; ++k) read<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
   FASTDL_UNROLL
@@ -225,6 +276,10 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
   }
   if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
   write<T, kWidth>(r.param, r.param_dtype, i, range, p);
+  if (c.zeroes) {
+    const T zeros[kWidth] = {};
+    write<T, kWidth>(c.grad, r.grad_dtype, i, range, zeros);
+  }
   if (r.ema) {
     if (!has_master && is_low_precision(r.param_dtype)) {  // of the parameter as rounded
       FASTDL_UNROLL
@@ -245,25 +300,48 @@ struct alignas(16) PreparedStorage {
   unsigned char bytes[160];
 };
 
-// One tile; thread 0 prepares the constants of a new record for all (powers and divisions in double).
+// Thread 0's: the block's tiles, and the counter of a record that goes on in the next block, which is written
+// once all blocks have read it. In shared memory: registers are scarce.
+struct BlockState {
+  int first, end;
+  void* counter;
+  double step;
+  Dtype dtype;
+};
+
+FASTDL_DEVICE void write_step(void* counter, Dtype dtype, double step) {
+  write<double, 1>(counter, dtype, 0, {0, 1}, &step);
+}
+
+// One tile; thread 0 prepares the constants of a new record for all (powers and divisions in double), and
+// counts its step.
 template <class T, class Rule>
-FASTDL_DEVICE void update_tile(const StepArguments& a, const DeviceRecord& r, double factor, Range range,
-                               bool is_new, PreparedStorage& storage) {
+FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, PreparedStorage& storage,
+                               BlockState& block) {
   using prepared_t = Prepared<T, Rule>;
   static_assert(sizeof(prepared_t) <= sizeof(PreparedStorage));
-  if (is_new) {
+  const DeviceRecord& r = t.record;
+  if (t.is_new) {
     __syncthreads();  // others may still read the record before
     if (threadIdx.x == 0) {
-      const Row& row = (a.rows ? a.rows : a.inline_rows)[r.row];
+      const Row& row = a.rows[r.row];
       const double lr = row.lr ? read_one(row.lr, row.lr_dtype) : row.options.lr;
       const double step = r.step ? read_one(r.step, r.step_dtype) + 1 : 0;
-      new (storage.bytes) prepared_t(row.options, lr, step, factor, a.seed);
+      new (storage.bytes) prepared_t(row.options, lr, step, factor, a.seed, t.grad);
+      if (r.step && r.first_tile >= block.first) {
+        if (r.first_tile + tiles_of(r.numel) <= block.end) {
+          write_step(r.step, r.step_dtype, step);
+        } else {
+          block.counter = r.step, block.step = step, block.dtype = r.step_dtype;
+        }
+      }
     }
     __syncthreads();
   }
   const prepared_t& prepared = *reinterpret_cast<const prepared_t*>(storage.bytes);
-  for_each_vector<kWidthOf<T>>(r.param, r.param_dtype, range,
-                               [&](int i) FASTDL_INLINED { update_vector<T, Rule>(r, prepared, i, range); });
+  for_each_vector<kWidthOf<T>>(r.param, r.param_dtype, t.range, [&](int i) FASTDL_INLINED {
+    update_vector<T, Rule>(r, prepared, i, t.range);
+  });
 }
 
 // All parameters float32 or 16-bit and under one rule type: the usual case, with the registers for three
@@ -290,31 +368,39 @@ struct Mixed {
   }
 };
 
-template <class Kind>
-__global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
-    step_kernel(const __grid_constant__ StepArguments a) {
-  if (a.found_inf && *a.found_inf != 0) return;
-  double factor = a.grad_scale ? double(float(1.0 / double(*a.grad_scale))) : 1.0;
+// What the gradients are multiplied with: unscaled, clipped. False where the step is to be skipped.
+FASTDL_DEVICE bool find_factor(const Step& a, double& factor) {
+  if (a.found_inf && *a.found_inf != 0) return false;
+  factor = a.grad_scale ? double(float(1.0 / double(*a.grad_scale))) : 1.0;
   if (a.max_grad_norm > 0) {
     const double norm = a.grad_norm ? double(*a.grad_norm) : grad_norm(a, factor);
-    if (a.found_inf && !isfinite(norm)) return;
+    if (a.found_inf && !isfinite(norm)) return false;
     const double clip = a.max_grad_norm / (norm + 1e-6);
     factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
   }
+  return true;
+}
+
+template <class Kind, int kBytes>
+__global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
+    step_kernel(const __grid_constant__ LaunchArguments<kBytes> arguments) {
+  const Step a(arguments);
+  double factor;
+  if (!find_factor(a, factor)) return zero_gradients(a);
   FASTDL_SHARED(storage, PreparedStorage);
-  for_each_tile(a, a.max_grad_norm > 0, [&](const DeviceRecord& r, Range range, bool is_new) FASTDL_INLINED {
-    const Options& o = (a.rows ? a.rows : a.inline_rows)[r.row].options;
-    Kind::select(o, r.in_double, [&]<class T, class Rule>() FASTDL_INLINED {
-      update_tile<T, Rule>(a, r, factor, range, is_new, storage);
+  FASTDL_SHARED(block, BlockState);
+  if (threadIdx.x == 0) {
+    block.first = first_tile(a, blockIdx.x), block.end = first_tile(a, blockIdx.x + 1);
+    block.counter = nullptr;
+  }
+  for_each_tile(a, a.max_grad_norm > 0, [&](const Tile& t) FASTDL_INLINED {
+    Kind::select(a.rows[t.record.row].options, t.record.in_double, [&]<class T, class Rule>() FASTDL_INLINED {
+      update_tile<T, Rule>(a, t, factor, storage, block);
     });
   });
   if (a.records[0].step) {  // all have one, or none
     grid_sync();            // every block has read the counters
-    for (int64_t k = int64_t(blockIdx.x) * kThreads + threadIdx.x; k < a.count;
-         k += int64_t(gridDim.x) * kThreads) {
-      const double step = read_one(a.records[k].step, a.records[k].step_dtype) + 1;
-      write<double, 1>(a.records[k].step, a.records[k].step_dtype, 0, {0, 1}, &step);
-    }
+    if (threadIdx.x == 0 && block.counter) write_step(block.counter, block.dtype, block.step);
   }
 }
 

@@ -1,11 +1,13 @@
 """What all optimizers share: options, state, and the step that hands everything to one op."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer, _get_scalar_dtype, _use_grad_for_differentiable
 
 from fastdl._library import _C
@@ -25,7 +27,23 @@ class _Batch:
         self.lrs: list[Tensor] = []
         self.counts: list[int] = []
         self.options: list[float] = []
-        self.rounds = self.first = False
+        self.rounds = self.first = self.zeroes = False
+
+
+def _by_address_first(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap step as torch does, with hooks and a profiler's range; not where nobody asked for either (10 us a step)."""
+    seen = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def wrapper(self: "FusedOptimizer", *args: Any, **kwargs: Any) -> Any:
+        if type(self).step is not wrapper:  # a subclass has a step of its own, which torch has wrapped
+            return step(self, *args, **kwargs)
+        if not torch.compiler.is_compiling() and not args and not kwargs and self._replayed():
+            return None
+        return seen(self, *args, **kwargs)
+
+    wrapper.hooked = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 class FusedOptimizer(Optimizer):
@@ -54,11 +72,11 @@ class FusedOptimizer(Optimizer):
         ema_decay: float | None = None,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
+        zero_grad: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._extras = dict(
-            zip(EXTRAS, (l1, l1_mode, max_grad_norm, ema_decay, master_weights, stochastic_rounding), strict=True)
-        )
+        extras = (l1, l1_mode, max_grad_norm, ema_decay, master_weights, stochastic_rounding, zero_grad)
+        self._extras = dict(zip(EXTRAS, extras, strict=True))
         super().__init__(*args, **kwargs)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -99,6 +117,32 @@ class FusedOptimizer(Optimizer):
             averages += [self.state.get(p, {}).get("ema", p.detach()) for p in group["params"]]
         return averages
 
+    def _replayed(self) -> bool:
+        """Take the step by addresses where that will do; False where nothing was done."""
+        kept = self._kept
+        if kept is None or self._is_watched():
+            return False
+        if kept.step(self):
+            return True
+        self._drop()
+        return False
+
+    def _is_watched(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+
+    def _drop(self) -> None:
+        """Forget the last step's form; what a captured graph reads of it stays as long as the optimizer."""
+        if self._kept is not None and self._kept.library.is_captured:
+            self.__dict__.setdefault("_captured", []).append(self._kept)
+        self._kept = None
+
+    @_by_address_first
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step: all groups, all tensors, one call. A step that raises has changed nothing.
@@ -127,16 +171,16 @@ class FusedOptimizer(Optimizer):
         return 0.0
 
     def _step(self) -> None:
+        if self._kept is not None:
+            if self._kept.step(self):
+                return
+            self._drop()
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0:
-            return
         for group in self.param_groups:
             check_extras(type(self).__name__, group)
         max_grad_norm = self._max_grad_norm()
-        kept, self._kept = self._kept, None
-        if kept is not None and kept.step(self, found_inf, max_grad_norm):
-            self._kept = kept
-            return
+        if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0:
+            return self._zero_skipped()
         batches: dict[torch.device, _Batch] = {}
         fresh: list[tuple[Tensor, str, Tensor]] = []
         torch_parts: list[Part] = []
@@ -151,7 +195,7 @@ class FusedOptimizer(Optimizer):
                 check_part(self, torch_parts[-1], self._accepts_sparse)
             self._add_group(batches, fresh, group, params)
         if found_inf is not None and any(b.first for b in batches.values()) and found_inf.item() != 0:
-            return  # a first buffer must not come from a skipped step; asked of the device this once
+            return self._zero_skipped()  # a first buffer must not come from a skipped step; asked of the device this once
         for device, batch in batches.items():
             self._run(device, batch, max_grad_norm, self._norm_across(batches, max_grad_norm))
         for p, name, value in fresh:
@@ -159,9 +203,14 @@ class FusedOptimizer(Optimizer):
         if torch_parts:
             step_in_torch(self, self._torch_step, torch_parts)
         self._average_still(found_inf)
-        if kept is None and not torch_parts and len(batches) == 1:
-            (batch,) = batches.values()
-            self._kept = None if batch.first or batch.lrs else Replay.of(self, batch.options)
+        if not torch_parts and len(batches) == 1 and not any(b.first for b in batches.values()):
+            self._kept = Replay.of(self)
+
+    def _zero_skipped(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["zero_grad"] and p.grad is not None:
+                    p.grad.zero_()
 
     def _add_group(
         self,
@@ -191,6 +240,7 @@ class FusedOptimizer(Optimizer):
             batch.counts.append(len(members))
             batch.options += self._option_row(group, first, batch.lrs)
             batch.rounds |= group["stochastic_rounding"]
+            batch.zeroes |= group["zero_grad"]
             batch.first |= first
 
     def _wanted(self, group: dict[str, Any], names: tuple[str, ...], low: bool) -> tuple[str, ...]:
@@ -245,6 +295,7 @@ class FusedOptimizer(Optimizer):
             "master_weights": group["master_weights"],
             "stochastic_rounding": group["stochastic_rounding"],
             "first": first,
+            "zero_grad": group["zero_grad"],
         }
         if isinstance(group["lr"], Tensor):
             options.update(lr=0.0, lr_index=len(lrs))
@@ -286,17 +337,19 @@ class FusedOptimizer(Optimizer):
             max_grad_norm,
             here(grad_norm),
             new_seed(device) if batch.rounds else None,
-            self._workspace(device, len(batch.params)),
+            self._workspace(device, len(batch.params), len(batch.counts)),
         )
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(batch.params)
+            if batch.zeroes:
+                torch.autograd.graph.increment_version(batch.grads)
 
-    def _workspace(self, device: torch.device, count: int) -> list[Tensor]:
+    def _workspace(self, device: torch.device, count: int, rows: int) -> list[Tensor]:
         """Return what the kernel keeps between steps, on the device and as the host knows it; none on CPU."""
         if device.type == "cpu" and optim_step.run is optim_step.overload:
             return []
         kept: dict[torch.device, list[Tensor]] = self.__dict__.setdefault("_workspaces", {})
-        size = _C.optim_workspace_bytes(count)
+        size = _C.optim_workspace_bytes(count, rows)
         if device not in kept or kept[device][0].numel() < size:
             kept[device] = [torch.zeros(size, dtype=torch.uint8, device=d) for d in (device, "cpu")]
         return kept[device]

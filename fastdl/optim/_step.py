@@ -17,6 +17,7 @@ EXTRAS: dict[str, Any] = {
     "ema_decay": None,
     "master_weights": False,
     "stochastic_rounding": False,
+    "zero_grad": False,
 }
 
 
@@ -39,7 +40,7 @@ def check_extras(name: str, group: Mapping[str, Any]) -> None:
 OPTIONS = (
     "lr", "lr_index", "weight_decay", "decoupled", "maximize", "l1", "proximal", "ema_decay", "master_weights",
     "stochastic_rounding", "momentum", "dampening", "nesterov", "first", "beta1", "beta2", "eps", "amsgrad", "alpha",
-    "centered", "lr_decay",
+    "centered", "lr_decay", "zero_grad",
 )
 # fmt: on
 
@@ -124,15 +125,18 @@ def step_reference(
     workspace: list[Tensor] | None = None,
 ) -> None:
     """Step in the order of the text books: unscale, clip, L1, L2, decay, rule, proximal map, rounding, EMA."""
+    width = len(OPTIONS)
+    zeroes = [options[row * width + OPTIONS.index("zero_grad")] for row, n in enumerate(counts) for _ in range(n)]
+    zeroed = [grad for grad, zero in zip(grads, zeroes) if zero]
     if not params or (found_inf is not None and bool(found_inf)):
-        return
+        return _zero(zeroed)
     factor: Tensor | float = 1.0 if grad_scale is None else grad_scale.double().reciprocal().float()
     if max_grad_norm is not None:
         norm = _square_sum(grads, factor).sqrt() if grad_norm is None else grad_norm
         if found_inf is not None and not bool(norm.isfinite()):
-            return
+            return _zero(zeroed)
         factor = factor * torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
-    width, rest, i = len(OPTIONS), iter(states), 0
+    rest, i = iter(states), 0
     for row, count in enumerate(counts):
         o = dict(zip(OPTIONS, options[row * width : (row + 1) * width]))
         if o["lr_index"] >= 0:
@@ -140,6 +144,12 @@ def step_reference(
         for _ in range(count):
             _update_one(RULES[rule], params[i], grads[i] * factor, rest, o, seed, i)
             i += 1
+    _zero(zeroed)
+
+
+def _zero(grads: Sequence[Tensor]) -> None:
+    for grad in grads:
+        grad.zero_()
 
 
 def _update_one(
@@ -178,7 +188,7 @@ def _update_one(
 
 
 optim_step = _library.define(
-    "optim_step_(int rule, Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
+    "optim_step_(int rule, Tensor(a!)[] params, Tensor(d!)[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
     "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed, "
     "Tensor(c!)[] workspace) -> ()",
     fake=lambda *args: None,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from fastdl.optim._step import EXTRAS
+
 Part = tuple[Mapping[str, Any], Sequence[Tensor]]  # a group and some of its parameters
 
 
@@ -21,7 +23,7 @@ def check_part(optimizer: Optimizer, part: Part, accepts_sparse: bool) -> None:
         raise RuntimeError(f"{name.replace('AdamW', 'Adam')} does not support sparse gradients{hint}")
     if sparse and group["weight_decay"] != 0:
         raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-    extras = [k for k in ("l1", "max_grad_norm", "ema_decay", "master_weights", "stochastic_rounding") if group[k]]
+    extras = [name for name in EXTRAS if name != "l1_mode" and group[name]]
     if extras:
         kind = "sparse gradients take" if sparse else "differentiable=True takes"
         raise RuntimeError(f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it out")

@@ -40,6 +40,7 @@ class Adam(FusedOptimizer, torch.optim.Adam):
             (float32 for 16-bit parameters); read it with `ema_parameters()`.
         master_weights: float16 and bfloat16 parameters are updated in a float32 copy, with float32 states.
         stochastic_rounding: results are rounded to 16-bit parameters and states' owners without bias.
+        zero_grad: `p.grad` is filled with zeros once it is read, on a skipped step too; then `zero_grad()` has no work.
 
     Raises:
         ValueError: as torch, and for extras out of range.

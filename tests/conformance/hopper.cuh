@@ -111,7 +111,9 @@ __global__ void cluster_kernel(const __grid_constant__ ptx::TensorMap in, float*
   if (threadIdx.x == 0) {
     ptx::mbarrier_arrive_expect(full, size * 128);
     for (unsigned other = 0; other < size; ++other) {
-      if (other != rank) ptx::mbarrier_arrive_remote(ptx::map_address(full, other));
+      if (other == rank) continue;
+      const uint32_t there = ptx::map_address(full, other);
+      other % 2 ? ptx::mbarrier_arrive_remote(there) : ptx::mbarrier_free_remote(there);
     }
     ptx::tma_load_multicast(to + rank * 128, &in, full, uint16_t((1u << size) - 1), 8, int(rank));
   }

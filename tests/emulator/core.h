@@ -102,6 +102,13 @@ const char* run(const Launch& launch, void (*entry)(const void*), const void* ar
 std::string kernel_name(const void* function);
 [[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 int resident_blocks(unsigned threads, size_t shared_bytes);
+int argument_bytes_limit();  // of a launch; more from compute capability 7.0 on
+
+// The stream, as host code sees it ----------------------------------------------------------------
+bool is_capturing();
+const char* copy_to_device(void* target, const void* source, size_t bytes);
+uint64_t stream_place();  // the end of what is queued
+bool has_passed(uint64_t place);
 
 // Memory ------------------------------------------------------------------------------------------
 void* static_shared(const void* key, size_t bytes, size_t alignment, const char* name);

@@ -98,6 +98,8 @@ const char* check(const Launch& launch) {
   }
   if (launch.shared_bytes > size_t(device().shared_bytes_per_block))
     return "invalid argument: too much shared memory";
+  if (launch.argument_bytes - sizeof(void*) > size_t(argument_bytes_limit()))  // the kernel's address is no argument
+    return "invalid argument: too many arguments";
   if (cluster > 1 && device().capability < 90) return "invalid argument: this device has no clusters";
   if (cluster > 8 || launch.grid.x % launch.cluster.x || launch.grid.y % launch.cluster.y ||
       launch.grid.z % launch.cluster.z) {
@@ -128,6 +130,8 @@ void prepare_group(const Launch& launch, void (*entry)(const void*), const void*
 
 }  // namespace
 
+int argument_bytes_limit() { return device().capability >= 70 ? 32764 : 4096; }
+
 int resident_blocks(unsigned threads, size_t shared_bytes) {
   const unsigned warps = (threads + 31) / 32;
   const size_t by_threads = kThreadsPerMultiprocessor / (warps * 32);
@@ -157,6 +161,7 @@ const char* run(const Launch& launch, void (*entry)(const void*), const void* ar
   static Group& machine = *new Group;
   if (current) throw std::runtime_error("kernel: launch from inside a kernel");
   if (const char* error = check(launch)) return error;
+  if (captured(launch, entry, arguments)) return nullptr;
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   group = &machine;
   const uint64_t blocks = launch.grid.volume(),

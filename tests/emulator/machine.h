@@ -157,6 +157,7 @@ void release_stacks();
 
 // scheduler.cpp
 void wake(Fiber* fiber, bool front);
+bool captured(const Launch& launch, void (*entry)(const void*), const void* arguments);  // if so, not to be run now
 void block_here(Wait wait, Site site, uint32_t argument = 0, uint32_t parity = 0);
 Fiber* pick();
 void on_exit(Fiber* fiber);

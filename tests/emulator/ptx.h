@@ -59,6 +59,9 @@ inline void mbarrier_arrive(uint32_t mbarrier, FASTDL_SITE) {
 inline void mbarrier_arrive_remote(uint32_t mbarrier, FASTDL_SITE) {
   emulator::mbarrier_arrive(mbarrier, 1, 0, site);
 }
+inline void mbarrier_free_remote(uint32_t mbarrier, FASTDL_SITE) {
+  emulator::mbarrier_arrive(mbarrier, 1, 0, site);
+}
 inline void mbarrier_arrive_expect(uint32_t mbarrier, uint32_t bytes, FASTDL_SITE) {
   emulator::mbarrier_arrive(mbarrier, 1, bytes, site);
 }

@@ -66,7 +66,7 @@ FASTDL_DEVICE void consume(const Ring& ring, float (&d)[kN / 2], int half_tile, 
           ptx::mbarrier_arrive(empty);
           if (mistake(54)) ptx::mbarrier_arrive(empty);
         } else {
-          ptx::mbarrier_arrive_remote(mistake(55) ? empty : ptx::map_address(empty, rank));
+          ptx::mbarrier_free_remote(mistake(55) ? empty : ptx::map_address(empty, rank));
         }
       }
     };

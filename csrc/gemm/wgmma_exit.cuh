@@ -1,0 +1,281 @@
+// From the accumulators of a warpgroup to the output: each warp passes its 16 rows through a piece of shared
+// memory of its own, 8 rows x 64 columns at a time, and waits for no other.
+#pragma once
+#include <type_traits>
+#include "gemm/split.cuh"
+#include "gemm/wgmma_shape.h"
+#include "ptx.cuh"
+
+namespace fastdl::gemm {
+
+// tile_m x tile_n as the instruction sees them: of kTokens the tile of the transposed product, whose operand
+// A is b.
+template <class scalar, int tile_m, int tile_n, WgmmaTurns turns>
+struct WgmmaTile {
+  using scalar_t = scalar;
+  static constexpr WgmmaTurns kTurns = turns;
+  static constexpr int kTileM = tile_m, kTileN = tile_n, kConsumers = 256;
+  static constexpr int kTeam = turns == kAlternate ? 128 : 256;  // threads that share a tile
+  static constexpr int kBlocks = tile_m / 64 / (kTeam / 128);    // of 64 rows, of a warpgroup
+  static constexpr bool kSumsRows =
+      kBlocks == 1 && turns != kTokens;  // sums of a's rows, while registers last
+};
+
+template <class Shape>
+class WgmmaExit {
+  using scalar_t = typename Shape::scalar_t;
+  static constexpr int kN = Shape::kTileN, kBlocks = Shape::kBlocks, kWarps = Shape::kConsumers / 32;
+  static constexpr int kTeams = Shape::kConsumers / Shape::kTeam;
+  static constexpr int kColumns = 64, kLines = 8, kVector = 8;  // of a piece; of what a lane takes at once
+  static constexpr int kAcross = kN / kColumns, kPieces = kBlocks * kAcross * 2;
+  // Of 8 columns the halves lie kOdd words apart: writes of fragments and reads of 16 bytes find 32 banks.
+  static constexpr int kPitch = 72, kOdd = 36;
+  static constexpr int kSlabs =
+      Shape::kTileM / 16;  // a warp's 16 rows; partials of columns are added of them
+  static constexpr int kPieceBytes = kLines * kPitch * 4, kPartialBytes = kSlabs * kN * 8;
+
+ public:
+  static constexpr int kBytes = kWarps * kPieceBytes + kTeams * kPartialBytes;
+
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared)
+      : p(problem),
+        grid(tiles),
+        workspace(memory),
+        lane(int(threadIdx.x) % 32),
+        team(int(threadIdx.x) / Shape::kTeam),
+        first_row(int(threadIdx.x) % Shape::kTeam / 128 * 64 * kBlocks + int(threadIdx.x) / 32 % 4 * 16),
+        piece(reinterpret_cast<float*>(shared + int(threadIdx.x) / 32 * kPieceBytes)),
+        partial(reinterpret_cast<Pair*>(shared + kWarps * kPieceBytes + team * kPartialBytes)),
+        has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
+
+  FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
+    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kVector == 0 && !p.epilogue.is_full();
+    plain ? store_plain(work, d) : store_full(work, d);
+  }
+
+  // The first column of a times ones.
+  FASTDL_DEVICE void store_row_sums(const TileWork& work, const float (&sums)[kBlocks][4]) {
+    FASTDL_UNROLL
+    for (int i = 0; i < kBlocks; ++i) {
+      FASTDL_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = int64_t(work.row) * Shape::kTileM + first_row + 64 * i + 8 * half + lane / 4;
+        if (lane % 4 == 0 && row < p.m) {
+          store_row_sum<scalar_t>(workspace, p, grid, work, row,
+                                  work.range.steps > 0 ? sums[i][2 * half] : 0.0f);
+        }
+      }
+    }
+  }
+
+ private:
+  using Pair = Vector<float, 2>;
+  using Ahead = OperandsAhead<scalar_t, kVector>;
+  const Problem& p;
+  const TileGrid& grid;
+  void* workspace;
+  int lane, team, first_row;  // of the warp, in the tile
+  float* piece;
+  Pair* partial;  // [kSlabs][kN] of sum and m2
+  bool has_partials;
+
+  FASTDL_DEVICE void team_barrier() const {
+    if (kTeams == 1 || team == 0) {
+      ptx::barrier_sync(1, Shape::kTeam);
+    } else {
+      ptx::barrier_sync(2, Shape::kTeam);
+    }
+  }
+
+  FASTDL_DEVICE void store_full(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    if (has_partials) team_barrier();  // the last tile's partials were read
+    Ahead next{};
+    load_ahead(work, 0, next);
+#pragma unroll 1
+    for (int x = 0; x < 2 * kPieces; ++x) {
+      if (x % 2 == 0) {
+        __syncwarp();  // the last piece was read
+        write_piece(d, x / 2);
+        __syncwarp();
+      }
+      const Ahead now = next;
+      if (x + 1 < 2 * kPieces) load_ahead(work, x + 1, next);
+      finish_vector(work, x, now);
+      if (has_partials && x % 2 == 1) {
+        __syncwarp();
+        add_columns(work, x / 2);
+      }
+    }
+    if (has_partials) store_partials(work);
+  }
+
+  // Piece i: block i / 2 / kAcross of 64 rows, columns i / 2 % kAcross, half i % 2 of the 16 rows.
+  FASTDL_DEVICE static int column_of(int i) { return i / 2 % kAcross * kColumns; }
+  FASTDL_DEVICE int row_of(int i) const { return first_row + i / 2 / kAcross * 64 + i % 2 * kLines; }
+
+  // Registers have no index at run time: a branch for each piece.
+  FASTDL_DEVICE void write_piece(const float (&d)[kBlocks][kN / 2], int i) const {
+    float* const line = piece + lane / 4 * kPitch + lane % 2 * 2 + lane % 4 / 2 * kOdd;
+    FASTDL_UNROLL
+    for (int x = 0; x < kPieces; ++x) {
+      if (x != i) continue;
+      FASTDL_UNROLL
+      for (int j = 0; j < kColumns / 8; ++j) {
+        const int at = 4 * (column_of(x) / 8 + j) + x % 2 * 2;
+        *reinterpret_cast<Pair*>(line + 4 * j) = {d[x / 2 / kAcross][at], d[x / 2 / kAcross][at + 1]};
+      }
+    }
+  }
+
+  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8.
+  FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
+    const int mine = lane;
+    const uint32_t row = uint32_t(work.row * Shape::kTileM + row_of(x / 2) + mine / 8 + x % 2 * 4);
+    const uint32_t column = uint32_t(work.column * kN + column_of(x / 2) + mine % 8 * kVector);
+    const uint32_t m = uint32_t(p.m), n = uint32_t(p.n);
+    const uint32_t inside = row >= m || column >= n ? 0 : n - column < kVector ? n - column : kVector;
+    return {work.batch, row, column, int(inside)};
+  }
+
+  FASTDL_DEVICE void load_ahead(const TileWork& work, int x, Ahead& operands) const {
+    const Columns at = columns_of(work, x);
+    if (grid.splits == 1 && at.inside > 0) operands.load(p, at);
+  }
+
+  FASTDL_DEVICE void finish_vector(const TileWork& work, int x, const Ahead& operands) const {
+    const Columns at = columns_of(work, x);
+    if (at.inside <= 0) return;
+    float* const from = piece + (lane / 8 + x % 2 * 4) * kPitch + lane % 8 * 4;
+    Vector<float, 4>* const even = reinterpret_cast<Vector<float, 4>*>(from);
+    Vector<float, 4>* const odd = reinterpret_cast<Vector<float, 4>*>(from + kOdd);
+    Vector<float, kVector> value;
+    const Vector<float, 4> low = *even, high = *odd;
+    FASTDL_UNROLL
+    for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
+    if (grid.splits > 1) return store_partial(workspace, p, grid, work, at, value);
+    finish<true, scalar_t>(p, at, load_seed(p.epilogue), value, operands);
+    if (!has_partials) return;
+    *even = {value[0], value[1], value[2], value[3]};
+    *odd = {value[4], value[5], value[6], value[7]};
+  }
+
+  // Alpha and bias alone, from registers: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
+  // whose 16-byte chunks are permuted as by a 128-byte swizzle.
+  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    const uint32_t to = ptx::shared_address(piece) + uint32_t(lane % 16 * 128);
+    FASTDL_UNROLL
+    for (int i = 0; i < kPieces; i += 2) {
+      const uint32_t biases = load_biases(work.column * kN + column_of(i) + 2 * lane);
+      __syncwarp();  // the last rows were read
+      FASTDL_UNROLL
+      for (int j = 0; j < kColumns / 16; ++j) {
+        uint32_t words[4];
+        FASTDL_UNROLL
+        for (int side = 0; side < 2; ++side) {
+          const float* const from = d[i / 2 / kAcross] + 4 * (column_of(i) / 8 + 2 * j + side);
+          const Pair bias =
+              unpack(p.epilogue.bias ? __shfl_sync(~0u, biases, 8 * j + 4 * side + lane % 4) : 0);
+          words[2 * side] = pack(from[0], from[1], bias);
+          words[2 * side + 1] = pack(from[2], from[3], bias);
+        }
+        ptx::stmatrix<4>(to + uint32_t(((2 * j + lane / 16) ^ (lane % 8)) << 4), words);
+      }
+      __syncwarp();
+      store_lines(work, i);
+    }
+  }
+
+  // The bias of this lane's two columns of 64, for the others to ask for.
+  FASTDL_DEVICE uint32_t load_biases(int column) const {
+    if (!p.epilogue.bias) return 0;
+    const scalar_t* const from = static_cast<const scalar_t*>(p.epilogue.bias) + column;
+    const scalar_t zero = convert<scalar_t>(0.0f);
+    if (column + 1 < int(p.n)) return word_of(load_vector<2>(from));
+    return word_of(Vector<scalar_t, 2>{column < int(p.n) ? load(from) : zero, zero});
+  }
+  FASTDL_DEVICE static uint32_t word_of(const Vector<scalar_t, 2>& both) {
+    uint32_t word;
+    memcpy(&word, &both, sizeof word);
+    return word;
+  }
+  FASTDL_DEVICE static Pair unpack(uint32_t word) {
+    Vector<scalar_t, 2> both;
+    memcpy(&both, &word, sizeof word);
+    return convert_vector<float>(both);
+  }
+  FASTDL_DEVICE uint32_t pack(float x, float y, const Pair& bias) const {
+    const float alpha = float(p.epilogue.alpha);
+    return word_of({convert<scalar_t>(x * alpha + bias[0]), convert<scalar_t>(y * alpha + bias[1])});
+  }
+
+  // Lines lane / 8 and every fourth below, this lane's 8 columns of them.
+  FASTDL_DEVICE void store_lines(const TileWork& work, int i) const {
+    const int row = work.row * Shape::kTileM + row_of(i) + lane / 8;
+    const int column = work.column * kN + column_of(i) + lane % 8 * kVector;
+    scalar_t* const to =
+        static_cast<scalar_t*>(p.output) + work.batch * p.output_batch + row * p.output_row + column;
+    const char* const from = reinterpret_cast<const char*>(piece) + lane / 8 * 128;
+    FASTDL_UNROLL
+    for (int v = 0; v < 4; ++v) {
+      const int chunk = lane % 8 ^ (lane / 8 + v % 2 * 4);
+      const auto value = *reinterpret_cast<const Vector<scalar_t, kVector>*>(from + v * 512 + chunk * 16);
+      if (unsigned(row + 4 * v) < unsigned(p.m) && unsigned(column) < unsigned(p.n)) {
+        store_vector(to + 4 * v * p.output_row, value);
+      }
+    }
+  }
+
+  // Sum and squared deviations of a piece's stored values: a lane takes two columns, of 8 rows from shared
+  // memory, and joins a slab's two pieces (Chan et al. 1983).
+  FASTDL_DEVICE void add_columns(const TileWork& work, int i) const {
+    const int64_t left = p.m - (int64_t(work.row) * Shape::kTileM + row_of(i));
+    const int rows = left < 0 ? 0 : left < kLines ? int(left) : kLines;
+    FASTDL_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      const float* const from = piece + lane + c * kOdd;
+      float sum = 0, m2 = 0;
+      for (int r = 0; r < rows; ++r) sum += from[r * kPitch];
+      const float mean = rows > 0 ? sum / float(rows) : 0.0f;
+      for (int r = 0; r < rows; ++r) {
+        const float deviation = from[r * kPitch] - mean;
+        m2 = fma(deviation, deviation, m2);
+      }
+      Pair* const slab = partial + row_of(i) / 16 * kN + column_of(i) + lane / 4 * 8 + lane % 4 + 4 * c;
+      if (i % 2 == 0) {
+        *slab = {sum, m2};  // of 8 rows, or of all there are: then the other piece adds nothing
+      } else if (rows > 0) {
+        const float apart = mean - (*slab)[0] * (1.0f / kLines),
+                    weight = float(rows * kLines) / float(rows + kLines);
+        *slab = {(*slab)[0] + sum, (*slab)[1] + m2 + apart * apart * weight};
+      }
+    }
+  }
+
+  // Joins the slabs, in order: the mean is the tile's own, so that one far from zero costs no digits.
+  FASTDL_DEVICE void store_partials(const TileWork& work) const {
+    team_barrier();
+    const Epilogue& e = p.epilogue;
+    const int64_t left = p.m - int64_t(work.row) * Shape::kTileM;
+    const int rows = left < Shape::kTileM ? int(left) : Shape::kTileM;
+    for (int c = int(threadIdx.x) % Shape::kTeam; c < kN; c += Shape::kTeam) {
+      const int64_t column = int64_t(work.column) * kN + c;
+      if (rows <= 0 || column >= p.n) break;
+      float sum = 0, m2 = 0;
+      for (int s = 0; s < kSlabs; ++s) sum += partial[s * kN + c][0];
+      const float mean = sum / float(rows);
+      for (int s = 0; s * 16 < rows; ++s) {
+        const float count = float(rows - s * 16 < 16 ? rows - s * 16 : 16);
+        const Pair slab = partial[s * kN + c];
+        const float apart = slab[0] / count - mean;
+        m2 += slab[1] + count * apart * apart;
+      }
+      const int64_t at = work.row * p.n + column;
+      if (e.column_sums) store(static_cast<float*>(e.column_sums) + at, sum);
+      if (!e.mean) continue;
+      store(static_cast<float*>(e.mean) + at, mean);
+      store(static_cast<float*>(e.m2) + at, m2);
+    }
+  }
+};
+
+}  // namespace fastdl::gemm
