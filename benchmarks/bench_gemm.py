@@ -16,6 +16,8 @@ LAYERS = {
     "vit-mlp": (12608, 3072, 768),
     "gpt2-attention": (8192, 2304, 768),
     "gpt2-mlp": (8192, 3072, 768),
+    "bert-attention": (4096, 768, 768),
+    "vit-attention": (12608, 2304, 768),
     "skinny": (16, 4096, 4096),
     "row": (1, 4096, 4096),
     "prime": (2039, 2053, 1031),
@@ -62,6 +64,70 @@ def test_weight_gradient(compare, shape, dtype):
         bytes=product_bytes(m, n, k, dtype),
         flops=2 * m * n * k,
         layout="transposed",
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight", ["lines", "columns", "misaligned"])
+@pytest.mark.parametrize("m", cases(cpu=[1, 4], cuda=[1, 2, 4, 8, 16, 32, 64]))
+def test_few_rows(compare, m, weight, dtype):
+    """A weight (N, K) whose k is adjacent, or (K, N) as in grad_input, or with K + 1 of odd rows: memory bounds all."""
+    n, k = cases(cpu=(512, 512), cuda=(4096, 4096))
+    k += weight == "misaligned"
+
+    def product(function):
+        return function and (lambda x, w: function(x, w if weight == "columns" else w.mT))
+
+    compare(
+        op="few rows",
+        shape=(m, n, k),
+        dtype=dtype,
+        operands=lambda: [randn(m, k, dtype=dtype), randn(*((k, n) if weight == "columns" else (n, k)), dtype=dtype)],
+        arms={
+            "fastdl": call(product(fastdl.matmul)),
+            "torch": call(product(torch.matmul)),
+            "compile": call(product(compiled(torch.matmul))),
+        },
+        bytes=product_bytes(m, n, k, dtype),
+        flops=2 * m * n * k,
+        layout=weight,
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    cases(cpu=[(256, 256, 256)], cuda=[*((n, n, n) for n in (1024, 2048, 4096, 8192)), LAYERS["prime"], LAYERS["gpt2-mlp"]]),
+)  # fmt: skip
+def test_float32_modes(compare, shape):
+    """Every way to multiply float32, with its error beside its time: rms of (c - exact) / (|a| |b|) on a part."""
+    m, n, k = shape
+
+    def in_mode(mode):
+        def run(a, b):
+            with fastdl.float32_matmul(mode):
+                return fastdl.matmul(a, b)
+
+        return run
+
+    runs = {
+        "fastdl": in_mode("emulated"),
+        "highest": in_mode("highest"),
+        "tf32": in_mode("high"),
+        "torch": torch.matmul,
+    }
+    a, b = randn(min(m, 256), k), randn(k, min(n, 256))
+    exact, scale = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    for name, run in runs.items():
+        error = ((run(a, b).double() - exact) / scale).square().mean().sqrt().item()
+        print(f"float32 {m} x {n} x {k}, {name}: rms error {error:.2g}")
+    compare(
+        op="matmul float32 modes",
+        shape=shape,
+        dtype=torch.float32,
+        operands=lambda: [randn(m, k), randn(k, n)],
+        arms={name: call(run) for name, run in runs.items()},
+        bytes=product_bytes(m, n, k, torch.float32),
+        flops=2 * m * n * k,
     )
 
 

@@ -79,7 +79,9 @@ class _LinearBatchNorm(torch.autograd.Function):
         grad, grad_residual, grad_norm_weight, grad_norm_bias = run(
             grad_output, *saved, *ctx.options, any(need[:3]), need[3] and not passes, need[4] or need[5]
         )
-        products = gradients(grad, input, weight, *need[:3], ctx.precision) if any(need[:3]) else (None, None, None)
+        products: Any = (None, None, None)
+        if any(need[:3]):
+            products = gradients(grad, input, weight, *need[:3], precision=ctx.precision)
         found = (*products, grad_output if passes else grad_residual, grad_norm_weight, grad_norm_bias)
         return (*(g if n else None for g, n in zip(found, need)), *[None] * 8)
 
