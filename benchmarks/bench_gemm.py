@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import CUDA, DEVICE
+from machine import DEVICE
 from protocol import call, cases, compiled, gradients, randn
 
 import fastdl.functional
@@ -18,6 +18,8 @@ LAYERS = {
     "gpt2-attention": (8192, 2304, 768),
     "gpt2-mlp": (8192, 3072, 768),
     "gpt2-projection": (8192, 768, 768),
+    "bert-attention": (4096, 768, 768),
+    "vit-attention": (12608, 2304, 768),
     "prime": (2039, 2053, 1031),
     "odd-k": (4096, 4096, 4095),
     "odd-n": (4096, 4095, 4096),
@@ -25,8 +27,6 @@ LAYERS = {
 SMALL = {"small": (128, 256, 256), "wide": (256, 1024, 256), "prime": (127, 131, 257)}
 SIZES = cases(cpu=SMALL, cuda=LAYERS)
 DTYPES = cases(cpu=[torch.float32], cuda=[torch.bfloat16, torch.float32])
-# What multiplies float32: fastdl.float32_matmul's mode, torch's setting
-MODES = {"highest": "highest", "high": "high", "emulated": "highest"}
 
 
 def product_bytes(m, n, k, dtype):
@@ -70,54 +70,70 @@ def test_weight_gradient(compare, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", cases(cpu=[1, 4, 16], cuda=[1, 2, 4, 8, 16, 32, 64]))
-def test_tokens(compare, tokens, dtype):
-    """A few rows times a weight (N, K)^T, as in decoding: memory bounds it."""
-    n, k = (512, 512) if not CUDA else (4096, 4096)
+@pytest.mark.parametrize("weight", ["lines", "columns", "misaligned"])
+@pytest.mark.parametrize("m", cases(cpu=[1, 4], cuda=[1, 2, 4, 8, 16, 32, 64]))
+def test_few_rows(compare, m, weight, dtype):
+    """A weight (N, K) whose k is adjacent, or (K, N) as in grad_input, or with K + 1 of odd rows: memory bounds all."""
+    n, k = cases(cpu=(512, 512), cuda=(4096, 4096))
+    k += weight == "misaligned"
+
+    def product(function):
+        return function and (lambda x, w: function(x, w if weight == "columns" else w.mT))
+
     compare(
-        op="matmul of few rows",
-        shape=(tokens, n, k),
+        op="few rows",
+        shape=(m, n, k),
         dtype=dtype,
-        operands=lambda: [randn(tokens, k, dtype=dtype), randn(n, k, dtype=dtype)],
+        operands=lambda: [randn(m, k, dtype=dtype), randn(*((k, n) if weight == "columns" else (n, k)), dtype=dtype)],
         arms={
-            "fastdl": call(lambda x, w: fastdl.matmul(x, w.mT)),
-            "torch": call(lambda x, w: x @ w.mT),
-            "compile": call(compiled(lambda x, w: x @ w.mT)),
+            "fastdl": call(product(fastdl.matmul)),
+            "torch": call(product(torch.matmul)),
+            "compile": call(product(compiled(torch.matmul))),
         },
-        bytes=product_bytes(tokens, n, k, dtype),
-        flops=2 * tokens * n * k,
+        bytes=product_bytes(m, n, k, dtype),
+        flops=2 * m * n * k,
+        layout=weight,
     )
 
 
-@pytest.mark.parametrize("mode", list(MODES))
-@pytest.mark.parametrize("n", cases(cpu=[256], cuda=[1024, 2048, 4096, 8192]))
-def test_float32_modes(compare, n, mode):
-    """float32 squares; beside the speed the error, root mean square of (c - exact) / (|a| |b|) over some rows."""
+@pytest.mark.parametrize(
+    "shape",
+    cases(
+        cpu=[(256, 256, 256)],
+        cuda=[*((n, n, n) for n in (1024, 2048, 4096, 8192)), LAYERS["prime"], LAYERS["gpt2-mlp"]],
+    ),
+)  # fmt: skip
+def test_float32_modes(compare, shape):
+    """Every way to multiply float32, with its error beside its time: rms of (c - exact) / (|a| |b|) on a part."""
+    m, n, k = shape
 
-    def ours(a, b):
-        with fastdl.float32_matmul(mode):
-            return fastdl.matmul(a, b)
+    def in_mode(mode):
+        def run(a, b):
+            with fastdl.float32_matmul(mode):
+                return fastdl.matmul(a, b)
+
+        return run
 
     def error(operands, result):
-        a, b = (x.double() for x in operands)
-        a = a[:64]
-        return float((((result[:64].double() - a @ b) / (a.abs() @ b.abs())) ** 2).mean().sqrt())
+        a, b = operands[0][:256].double(), operands[1][:, :256].double()
+        return float((((result[:256, :256].double() - a @ b) / (a.abs() @ b.abs())) ** 2).mean().sqrt())
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(MODES[mode])
-    try:
-        compare(
-            op=f"matmul float32 {mode}",
-            shape=(n, n, n),
-            dtype=torch.float32,
-            operands=lambda: [randn(n, n), randn(n, n)],
-            arms={"fastdl": call(ours), "torch": call(torch.matmul)},
-            bytes=product_bytes(n, n, n, torch.float32),
-            flops=2 * n**3,
-            error=error,
-        )
-    finally:
-        torch.set_float32_matmul_precision(before)
+    runs = {
+        "fastdl": in_mode("emulated"),
+        "highest": in_mode("highest"),
+        "tf32": in_mode("high"),
+        "torch": torch.matmul,
+    }
+    compare(
+        op="matmul float32 modes",
+        shape=shape,
+        dtype=torch.float32,
+        operands=lambda: [randn(m, k), randn(k, n)],
+        arms={name: call(run) for name, run in runs.items()},
+        bytes=product_bytes(m, n, k, torch.float32),
+        flops=2 * m * n * k,
+        error=error,
+    )
 
 
 @pytest.mark.parametrize("n", cases(cpu=[256, 512], cuda=[256, 512, 1024, 2048, 4096]))

@@ -37,13 +37,15 @@ def float32_matmul(mode: str) -> Iterator[None]:
 
     mode: "highest", by fused multiply-adds; "high", operands rounded to tf32 on tensor cores (11 bits of each);
     "emulated", each operand as the sum of three bfloat16 (its 24 bits, exactly) and six of their nine products on
-    tensor cores, with sums moved to float32 registers every 32 steps or less. Its errors are at or below those of
-    "highest"; it is taken on processors whose tensor cores make it faster (8.0, 9.0 and 10.x), for products that are
-    large enough, never by default. Without a scope "highest", or torch.set_float32_matmul_precision where that allows
-    more ("high" and "medium": tf32). Infinities and NaN come out as with "highest": sums that are not finite are
-    taken again as float32, slowly. Below 2^-110 an operand keeps an absolute error under 2^-134. Products of up to
-    four rows or columns, other dtypes, CPU tensors (torch's kernels, true float32) and batch norm's fused statistics
-    are not affected. The setting is the process's, as torch's is. Raises ValueError for another mode.
+    tensor cores, with sums moved to float32 registers every 32 steps or less. Its rms errors are at or below those of
+    "highest", by a model of tensor cores that cut their sums; no GPU has been asked yet. It is taken on processors
+    whose tensor cores make it faster (8.0, 9.0 and 10.x), for products that are large enough, never by default.
+
+    Without a scope "highest", or torch.set_float32_matmul_precision where that allows more ("high" and "medium": tf32).
+    Infinities and NaN come out as with "highest": sums that are not finite are taken again as float32, slowly. Below
+    2^-110 an operand keeps an absolute error under 2^-134. Products of up to four rows or columns, other dtypes, CPU
+    tensors (torch's kernels, true float32) and batch norm's fused statistics are not affected. The setting is the
+    process's, as torch's is. Raises ValueError for another mode.
 
     Source: Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
     Computations" (2019); promotion: Ootomo and Yokota (2022).
