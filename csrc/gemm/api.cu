@@ -82,9 +82,6 @@ const char* launch_product(const Problem& problem, const Plan& plan, void* works
       return launch_mma(p, plan, workspace, stream);
     case kWgmma:
       return launch_wgmma(p, plan, workspace, stream);
-    case kEmulatedMma:
-    case kEmulatedWgmma:
-      return launch_emulated(p, plan, workspace, stream);
     case kGemv:
       return launch_gemv(p, plan, workspace, stream);
     case kEmulatedMma:
