@@ -88,14 +88,18 @@ inline void run(const char* op, Problem& p, const Tensor& like) {
   if (p.m > 0 && p.n > 0 && p.batch > 0) run(op, p, planned(p), like);
 }
 
+inline Precision checked(const char* op, int64_t precision) {
+  STD_TORCH_CHECK(precision >= kHighest && precision <= kAlwaysEmulated, op,
+                  ": precision must be 0 to 3, got ", precision);
+  return Precision(precision);
+}
+
 // output (m, n), contiguous, = a (m, k) b (k, n). precision: of float32.
 inline Problem problem_of(const char* op, Tensor& output, const Matrix& a, const Matrix& b, int64_t m,
                           int64_t n, int64_t k, int64_t precision) {
-  STD_TORCH_CHECK(precision >= kHighest && precision <= kAlwaysEmulated, op,
-                  ": precision must be 0 to 3, got ", precision);
   Problem p{};
   p.m = m, p.n = n, p.k = k, p.batch = 1;
-  p.dtype = tag(op, output.scalar_type()), p.precision = Precision(precision);
+  p.dtype = tag(op, output.scalar_type()), p.precision = checked(op, precision);
   p.a = a, p.b = b;
   p.output = output.mutable_data_ptr(), p.output_row = n, p.output_batch = m * n;
   return p;
@@ -112,7 +116,7 @@ inline Problem product_of(const char* op, const Tensor& a, const Tensor& b, int6
   check_like(op, "b", b, a);
   Problem p{};
   p.m = a.size(d - 2), p.n = b.size(d - 1), p.k = a.size(d - 1), p.batch = d == 3 ? a.size(0) : 1;
-  p.dtype = tag(op, a.scalar_type()), p.precision = Precision(precision);
+  p.dtype = tag(op, a.scalar_type()), p.precision = checked(op, precision);
   p.a = matrix(a), p.b = matrix(b);
   p.output_row = p.n, p.output_batch = p.m * p.n;
   return p;
