@@ -67,10 +67,7 @@ struct Elements {
 template <class bits_t>
 inline void random_bits(uint64_t seed, uint64_t counter, bits_t* bits) {
   uint32_t words[4 * kCalls];
-  for (int i = 0; i < kCalls; ++i) {
-    const Philox4 r = philox(seed, counter + i, sizeof(bits_t) == 4 ? kWideStream : 0);
-    for (int w = 0; w < 4; ++w) words[4 * i + w] = r.word[w];
-  }
+  philox_words(seed, counter, sizeof(bits_t) == 4 ? kWideStream : 0, kCalls, words);
   std::memcpy(bits, words, sizeof(words));
 }
 

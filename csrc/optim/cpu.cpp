@@ -118,23 +118,53 @@ void store(const Record& r, const Operand& operand, int64_t begin, int64_t n, co
   });
 }
 
-// Rounds values in place to numbers that a 16-bit operand holds exactly. Streams: four a parameter
-// (rounding.h).
-template <class T>
-void round_stochastically(const Record& r, const Operand& operand, int slot, int64_t begin, int64_t n,
-                          T* values, uint64_t seed) {
-  Philox4 random{};
+// Random words of n elements from `begin` on, a multiple of 4; `words` holds kChunk.
+FASTDL_INLINE void draw_body(uint64_t seed, int64_t begin, uint32_t stream, int64_t n, uint32_t* words) {
+  philox_words(seed, uint64_t(begin) / 4, stream, (n + 63) / 64 * 16, words);
+}
+FASTDL_VECTORISED(, draw, (uint64_t seed, int64_t begin, uint32_t stream, int64_t n, uint32_t* words),
+                  (seed, begin, stream, n, words))
+
+// Rounds values in place to numbers that float16 or bfloat16 holds exactly, infinities and NaN excepted.
+template <class T, bool kHalf>
+FASTDL_INLINE void dither_body(std::bool_constant<kHalf>, T* values, const uint32_t* words, int slot,
+                               int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const uint64_t index = uint64_t(begin + i);
-    if (i == 0 || index % 4 == 0) random = rounding_words(seed, index, r.ordinal, slot);
     const float value = float(values[i]);
-    if (!std::isfinite(value)) continue;
-    const uint32_t bits = rounding_bits(random, index, slot);
-    values[i] = operand.dtype == ScalarType::Half
-                    ? round_to_float16(value, bits)
-                    : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
+    const uint32_t bits = rounding_half(words[i], slot);
+    const float rounded = kHalf ? round_to_float16(value, bits)
+                                : std::bit_cast<float>(uint32_t(round_to_bfloat16(value, bits)) << 16);
+    const bool is_finite = (std::bit_cast<uint32_t>(value) & 0x7F800000u) != 0x7F800000u;
+    values[i] = is_finite ? T(rounded) : values[i];
   }
 }
+FASTDL_VECTORISED(template <class T FASTDL_COMMA bool kHalf>, dither,
+                  (std::bool_constant<kHalf> half, T* values, const uint32_t* words, int slot, int64_t n),
+                  (half, values, words, slot, n))
+
+// Stochastic rounding of a chunk's operands. Two slots share the words of a stream (rounding.h): in the order
+// of slots, each stream is drawn once.
+class Rounding {
+ public:
+  Rounding(const Record& r, uint64_t seed, int64_t begin, int64_t n)
+      : r_(r), seed_(seed), begin_(begin), n_(n) {}
+
+  template <class T>
+  void operator()(const Operand& operand, int slot, T* values) {
+    if (r_.options->stochastic_rounding == 0 || !is_low_precision(operand.dtype)) return;
+    if (slot / 2 != drawn_) draw(seed_, begin_, rounding_stream(r_.ordinal, slot), n_, words_);
+    drawn_ = slot / 2;
+    operand.dtype == ScalarType::Half ? dither(std::true_type{}, values, words_, slot, n_)
+                                      : dither(std::false_type{}, values, words_, slot, n_);
+  }
+
+ private:
+  const Record& r_;
+  uint64_t seed_;
+  int64_t begin_, n_;
+  int drawn_ = -1;
+  uint32_t words_[kChunk];
+};
 
 template <class T, class SharedRule, class Rule>
 FASTDL_INLINE void apply_body(const SharedRule& shared, const Rule& rule, T* p, const T* g, T* const* states,
@@ -179,7 +209,6 @@ template <class T, class Rule>
 void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
-  const bool dithers = o.stochastic_rounding != 0;
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
   const auto is_direct = [](const Operand& x) { return !x.data || (x.dtype == kTypeOf<T> && !x.strides); };
@@ -197,13 +226,12 @@ void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, 
     } else {
       apply(Shared<T, false>(o, o.lr, call.grad_factor), rule, p, g, states, n);
     }
+    Rounding round(r, call.seed, begin, n);
+    round(truth, 0, p);
     for (int k = 0; k < kStates; ++k) {
-      if (dithers && is_low_precision(r.state[k].dtype)) {
-        round_stochastically(r, r.state[k], 1 + k, begin, n, states[k], call.seed);
-      }
+      round(r.state[k], 1 + k, states[k]);
       store(r, r.state[k], begin, n, states[k]);
     }
-    if (dithers && is_low_precision(truth.dtype)) round_stochastically(r, truth, 0, begin, n, p, call.seed);
     store(r, truth, begin, n, p);
     if (r.master.data) store(r, r.param, begin, n, p);
     if (r.ema.data) {

@@ -10,14 +10,19 @@ namespace fastdl::optim {
 
 // Random bits for element `index` of a parameter's operand `slot` (0: the parameter, 1...: its states). Four
 // elements and two operands share a Philox call; each parameter has two streams.
+FASTDL_HOST_DEVICE uint32_t rounding_stream(uint32_t ordinal, int slot) { return 2 * ordinal + slot / 2; }
 FASTDL_HOST_DEVICE Philox4 rounding_words(uint64_t seed, uint64_t index, uint32_t ordinal, int slot) {
-  return philox(seed, index / 4, 2 * ordinal + slot / 2);
+  return philox(seed, index / 4, rounding_stream(ordinal, slot));
+}
+// An operand's half of its element's word: word index % 4 of the call.
+FASTDL_HOST_DEVICE uint32_t rounding_half(uint32_t word, int slot) {
+  return word >> (16 * (slot % 2)) & 0xFFFFu;
 }
 FASTDL_HOST_DEVICE uint32_t rounding_bits(const Philox4& words, uint64_t index, int slot) {
   const uint32_t low =
       index & 1 ? words.word[1] : words.word[0];  // no dynamic index: words stay in registers
   const uint32_t high = index & 1 ? words.word[3] : words.word[2];
-  return (index & 2 ? high : low) >> (16 * (slot % 2)) & 0xFFFFu;
+  return rounding_half(index & 2 ? high : low, slot);
 }
 
 // x finite -> the bits of a bfloat16: the lower half of the mantissa decides.
