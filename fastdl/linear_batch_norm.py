@@ -81,7 +81,7 @@ class _LinearBatchNorm(torch.autograd.Function):
         )
         products: Any = (None, None, None)
         if any(need[:3]):
-            products = gradients(grad, input, weight, *need[:3], precision=ctx.precision)
+            products = gradients(grad, input, weight, need[0], need[1], need[2], ctx.precision)
         found = (*products, grad_output if passes else grad_residual, grad_norm_weight, grad_norm_bias)
         return (*(g if n else None for g, n in zip(found, need)), *[None] * 8)
 
