@@ -102,7 +102,7 @@ def test_few_rows(compare, m, weight, dtype):
         cpu=[(256, 256, 256)],
         cuda=[*((n, n, n) for n in (1024, 2048, 4096, 8192)), LAYERS["prime"], LAYERS["gpt2-mlp"]],
     ),
-)  # fmt: skip
+)
 def test_float32_modes(compare, shape):
     """Every way to multiply float32, with its error beside its time: rms of (c - exact) / (|a| |b|) on a part."""
     m, n, k = shape

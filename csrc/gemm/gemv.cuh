@@ -18,6 +18,20 @@ struct GemvShape {
   static constexpr int kSharedBytes = 32 * 1024, kChunk = kSharedBytes / (vectors * int(sizeof(scalar)));
 };
 
+// Elements on their way, in whole registers: of 16 bits each would take one where two branches meet.
+template <class scalar_t, int kCount>
+struct InRegisters {
+  using Values = Vector<scalar_t, kCount>;
+  uint32_t word[sizeof(Values) < 4 ? 1 : sizeof(Values) / 4];
+
+  FASTDL_DEVICE void set(const Values& values) { memcpy(word, &values, sizeof values); }
+  FASTDL_DEVICE Values get() const {
+    Values values;
+    memcpy(&values, word, sizeof values);
+    return values;
+  }
+};
+
 // This block's share of the lines and of k. Positions count k from `begin - lead`, where accesses are
 // aligned; [lead, positions) of them exist.
 struct GemvWork {
@@ -67,7 +81,7 @@ struct GemvDeep {
   using scalar_t = typename Shape::scalar_t;
   using acc_t = typename Shape::acc_t;
   static constexpr int kEach = Shape::kEach, kLines = kGemvLoads, kVectors = Shape::kVectors;
-  using Loads = Vector<scalar_t, kEach>[kLines];
+  using Loads = InRegisters<scalar_t, kEach>[kLines];
 
   const scalar_t* from;            // this thread's next element of its first line
   int team, member, first, lines;  // first: of the block's lines; lines: how many of the 4 exist
@@ -95,15 +109,17 @@ struct GemvDeep {
     FASTDL_UNROLL
     for (int r = 0; r < kLines; ++r, line += g.matrix.row) {
       if (Shape::kWhole && r < lines && position >= lead && position + kEach <= positions) {
-        next[r] = load_vector<kEach, Cache::kReadOnly>(line);
+        next[r].set(load_vector<kEach, Cache::kReadOnly>(line));
         continue;
       }
+      Vector<scalar_t, kEach> single;
       FASTDL_UNROLL
       for (int j = 0; j < kEach; ++j) {
         const int at = position + j * (Shape::kWhole ? 1 : team);
         const bool inside = r < lines && at >= lead && at < positions;
-        next[r][j] = inside ? load<Cache::kReadOnly>(line + j * apart) : convert<scalar_t>(0.f);
+        single[j] = inside ? load<Cache::kReadOnly>(line + j * apart) : convert<scalar_t>(0.f);
       }
+      next[r].set(single);
     }
     from += step() * g.matrix.column, position += step();
   }
@@ -121,9 +137,10 @@ struct GemvDeep {
       }
       FASTDL_UNROLL
       for (int r = 0; r < kLines; ++r) {
+        const Vector<scalar_t, kEach> w = loaded[r].get();
         FASTDL_UNROLL
         for (int j = 0; j < kEach; ++j)
-          sum[r][v] = fma(convert<acc_t>(loaded[r][j]), convert<acc_t>(x[j]), sum[r][v]);
+          sum[r][v] = fma(convert<acc_t>(w[j]), convert<acc_t>(x[j]), sum[r][v]);
       }
     }
   }
@@ -153,7 +170,7 @@ struct GemvWide {
   static constexpr int kHere = kTile / kAcross, kSlots = Shape::kThreads / kAcross;
   static constexpr int kRows = kGemvWideDepth / kSlots;  // of k, a step
   static_assert(kRows * kHere == kGemvLoads * Shape::kEach);
-  using Loads = Vector<scalar_t, kHere>[kRows];
+  using Loads = InRegisters<scalar_t, kHere>[kRows];
 
   const scalar_t* from;  // the first line that this thread takes, at its next k
   int first, slot, lines, left;
@@ -179,13 +196,15 @@ struct GemvWide {
     for (int r = 0; r < kRows; ++r) {
       const bool deep = r * kSlots < left;
       if (Shape::kWhole && deep && lines >= kHere) {
-        next[r] = load_vector<kHere, Cache::kReadOnly>(from);
+        next[r].set(load_vector<kHere, Cache::kReadOnly>(from));
       } else {
+        Vector<scalar_t, kHere> single;
         FASTDL_UNROLL
         for (int h = 0; h < kHere; ++h) {
           const bool inside = deep && h * kApart < lines;
-          next[r][h] = inside ? load<Cache::kReadOnly>(from + h * kApart) : convert<scalar_t>(0.f);
+          single[h] = inside ? load<Cache::kReadOnly>(from + h * kApart) : convert<scalar_t>(0.f);
         }
+        next[r].set(single);
       }
       from += apart;
     }
@@ -195,11 +214,12 @@ struct GemvWide {
   FASTDL_DEVICE void multiply(const Loads& loaded, const scalar_t* shared) {
     FASTDL_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      const Vector<scalar_t, kHere> w = loaded[r].get();
       FASTDL_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const acc_t x = convert<acc_t>(shared[v * Shape::kChunk + slot + r * kSlots]);
         FASTDL_UNROLL
-        for (int h = 0; h < kHere; ++h) sum[h][v] = fma(convert<acc_t>(loaded[r][h]), x, sum[h][v]);
+        for (int h = 0; h < kHere; ++h) sum[h][v] = fma(convert<acc_t>(w[h]), x, sum[h][v]);
       }
     }
   }
