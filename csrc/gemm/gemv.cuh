@@ -14,7 +14,7 @@ struct GemvShape {
   static constexpr int kVectors = vectors, kThreads = kGemvThreads, kWarps = kThreads / 32;
   static constexpr bool kWide = wide, kWhole = whole;
   static constexpr int kEach = kVectorSize<scalar>;  // elements of an access, or as many single ones
-  static constexpr int kResident = vectors == 1 && whole && kEach < 8 ? 3 : 2;  // blocks, by registers
+  static constexpr int kResident = vectors == 1 && whole ? 3 : 2;  // blocks of a multiprocessor, by registers
   static constexpr int kSharedBytes = 32 * 1024, kChunk = kSharedBytes / (vectors * int(sizeof(scalar)));
 };
 
