@@ -50,8 +50,8 @@ FASTDL_HOST_DEVICE constexpr Philox4 philox(uint64_t seed, uint64_t counter, uin
                       uint32_t(seed >> 32));
 }
 
-// The words of `calls` consecutive counters, in order. For CPU loops: inlined into a function compiled for the
-// machine's vector unit, with `calls` a multiple of 16, no call is left to scalar code.
+// The words of `calls` consecutive counters, in order. For CPU loops: inlined into a function compiled for
+// the machine's vector unit, with `calls` a multiple of 16, no call is left to scalar code.
 #if defined(__GNUC__)
 __attribute__((always_inline))
 #endif
