@@ -32,13 +32,16 @@ FASTDL_DEVICE void repair_lines(const Problem& p, const TileWork& work, float* t
                      work.range.begin * p.b.row;
     float sum[kCount];
     FASTDL_UNROLL
-    for (int j = 0; j < kCount; ++j) sum[j] = 0.0f;
+    for (int j = 0; j < kCount; ++j) sum[j] = column + j < p.n ? 0.0f : __uint_as_float(0x7FC00000u);
+    bool open = true;  // until all are NaN, which they stay
 #pragma unroll 1
-    for (int64_t k = work.range.begin; k < work.range.end; ++k, a += p.a.column, b += p.b.row) {
+    for (int64_t k = work.range.begin; open && k < work.range.end; ++k, a += p.a.column, b += p.b.row) {
       const float left = load(a);
+      open = false;
       FASTDL_UNROLL
       for (int j = 0; j < kCount; ++j) {
         if (column + j < p.n) sum[j] = fma(left, load(b + j * p.b.column), sum[j]);
+        open = open || sum[j] == sum[j];
       }
     }
     FASTDL_UNROLL
