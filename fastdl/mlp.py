@@ -23,9 +23,7 @@ class _Mlp(torch.autograd.Function):
         input, weight1, bias1, weight2, bias2, residual, seed1, seed2, activation, p = args
         precision = float32_precision()
         save = activation is not None and activation not in SIGNED  # of those the output tells the slope
-        hidden, preactivation = FORWARD(
-            input, weight1, bias1, None, seed1, CODES[activation], p, save, precision
-        )  # fmt: skip
+        hidden, preactivation = FORWARD(input, weight1, bias1, None, seed1, CODES[activation], p, save, precision)
         output = FORWARD(hidden, weight2, bias2, residual, seed2, CODES[None], p, False, precision)[0]
         saved = preactivation if save else hidden
         ctx.save_for_backward(input, weight1, bias1, weight2, bias2, seed1, seed2, hidden, saved)
@@ -47,7 +45,7 @@ class _Mlp(torch.autograd.Function):
             grad, grad_bias2 = BACKWARD(grad_output, None, seed2, CODES[None], ctx.p, need[4])
         _, grad_weight2, sums = gradients(
             rows(grad), rows(hidden), weight2, False, need[3], need[4] and grad_bias2 is None, ctx.precision
-        )  # fmt: skip
+        )
         grad_bias2 = sums if grad_bias2 is None else grad_bias2
         grad_input = grad_weight1 = grad_bias1 = None
         if any(need[:3]):

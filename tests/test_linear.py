@@ -297,6 +297,19 @@ def test_autocast(backend):
     assert w.grad.dtype == torch.float32
 
 
+def assert_compiles(block, x):
+    """The module, compiled into one graph, has the module's own output, gradients and buffers."""
+    results = []
+    for module in (copy.deepcopy(block), torch.compile(block, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(4)
+        leaf = x.clone().requires_grad_()
+        out = module(leaf)
+        out.square().sum().backward()
+        results.append([out.detach(), leaf.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_compile(backend):
     backend.requires("linear_forward", "linear_backward")
     if backend.name == "emulated":

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_linear import mask_of
+from test_linear import assert_compiles, mask_of
 
 import fastdl.nn
 from fastdl import _library
@@ -180,15 +180,7 @@ def test_compile(backend):
     if backend.name == "emulated":
         pytest.skip("the compiled graph holds the op, not the backend")
     block = fastdl.nn.LinearBatchNormAct(6, 5, bias=True, dropout=0.2, device=backend.device)
-    results = []
-    for module in (copy.deepcopy(block), torch.compile(block, fullgraph=True, backend="aot_eager")):
-        torch.manual_seed(4)
-        x = torch.randn(8, 6, device=backend.device, requires_grad=True)
-        out = module(x)
-        out.square().sum().backward()
-        results.append([out.detach(), x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_compiles(block, torch.randn(8, 6, device=backend.device))
 
 
 def test_state_dict_and_eval():

@@ -22,8 +22,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_batch_norm_forward(
                                num_batches_tracked, seed, true, momentum, eps, activation, p, save_mask);
   Problem& product = linear.problem;
   optional<Tensor> moments;
-  if (norm.a.size
-          .channels_last) {  // one feature is one long row to batch norm, which takes its own statistics
+  // One feature is one long row to batch norm, which takes its own statistics.
+  if (norm.a.size.channels_last) {
     product.epilogue.mean = product.epilogue.m2 = &product;  // the plan asks whether, and says how many
     const Plan chosen = planned(product);
     const int64_t blocks = chosen.row_blocks(product.m), bytes = accumulator_size(product.dtype);
