@@ -30,17 +30,17 @@ struct Case {
   int64_t m, n, k, batch;
   bool a_deep, b_deep;
   int splits;
-  bool odd = false, full = false, backward = false, columns = false, row_sums = false;
+  bool odd = false, full = false, backward = false, columns = false, row_sums = false, near = false;
 };
 
 void require(bool holds, const Case& c, const char* what, int64_t where) {
   if (holds) return;
   printf(
       "FAILED: %s: %s at %lld (tile %d x %d, turns %d, cluster %d, %lld x %lld x %lld, deep %d %d, splits "
-      "%d)\n",
+      "%d%s)\n",
       c.what.c_str(), what, static_cast<long long>(where), c.tile.m, c.tile.n, c.tile.turns, c.tile.cluster,
       static_cast<long long>(c.m), static_cast<long long>(c.n), static_cast<long long>(c.k), c.a_deep,
-      c.b_deep, c.splits);
+      c.b_deep, c.splits, c.near ? " of a cluster" : "");
   exit(1);
 }
 
@@ -139,8 +139,9 @@ void run(const Case& c) {
   if (c.backward) e.activation = 1, e.saved = saved.begin;
   if (c.columns) e.column_sums = sums.data(), e.mean = mean.data(), e.m2 = m2.data();
   align(p);
-  Plan plan{kWgmma, c.tile.m, c.tile.n, kWgmmaDepth, c.splits, split_workspace_bytes(p, c.splits)};
-  plan.turns = c.tile.turns, plan.cluster = c.tile.cluster;
+  Plan plan{kWgmma, c.tile.m, c.tile.n, kWgmmaDepth, c.splits, 0};
+  plan.turns = c.tile.turns, plan.cluster = c.near ? 1 : c.tile.cluster, plan.near = c.near;
+  plan.workspace_bytes = split_workspace_bytes(p, plan.parts_in_memory());
   std::vector<float> workspace(size_t(plan.workspace_bytes / 4 + 1), std::nanf(""));
   const char* error = launch_product(p, plan, workspace.data(), nullptr);
   require(!error, c, error ? error : "", 0);
@@ -176,6 +177,26 @@ void run(const Case& c) {
   }
 }
 
+// Parts of k that the blocks of a cluster add.
+template <class T>
+void run_near(const Tile& t) {
+  Case c{"near parts of k", t, t.m + 8, t.n + 24, 136, 1, true, true, 2};
+  c.near = true;
+  run<T>(c);
+  c.what = "near epilogue", c.splits = 4, c.k = 264, c.full = true, c.batch = 2;
+  run<T>(c);
+  c.what = "odd near epilogue", c.splits = 8, c.k = 520, c.odd = true, c.batch = 1, c.m = t.m - 3, c.n -= 19;
+  run<T>(c);
+  c.what = "near backward", c.splits = 2, c.full = c.odd = false, c.backward = true;
+  run<T>(c);
+  c.backward = false, c.row_sums = t.turns == kHalves || (t.turns == kAlternate && t.m == 64);
+  for (int parts : {2, 4, 8}) {
+    c.what = "near layouts", c.m = 2 * t.m - 8, c.n = 40, c.splits = parts, c.k = 64 * parts;
+    c.a_deep = t.turns == kTokens, c.b_deep = false;
+    run<T>(c);
+  }
+}
+
 template <class T>
 void run_tile(const Tile& t) {
   // Edges in rows and columns, more tiles than multiprocessors, and k that ends inside a step.
@@ -197,6 +218,7 @@ void run_tile(const Tile& t) {
   run<T>({"epilogue in parts", t, m, n, 512, 1, true, true, 2, false, true});
   run<T>({"odd epilogue", t, t.m + 5, t.n - 7, 64, 1, true, true, 1, true, true});
   run<T>({"backward", t, m, n, 64, 1, true, true, 1, false, false, true});
+  if (t.cluster == 1) run_near<T>(t);
   if (tokens) return;
   run<T>({"columns", t, m, n, 64, 1, true, true, 1, false, false, false, true});
   run<T>({"columns of all", t, 3 * t.m + 1, 2 * t.n, 64, 1, true, true, 1, true, true, false, true});

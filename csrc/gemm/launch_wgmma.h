@@ -69,12 +69,12 @@ const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspa
   }
   if (error) return error;
   LaunchConfig config;
-  const int64_t most = machine().multiprocessors / plan.cluster;
+  const int64_t most = plan.near ? INT32_MAX : machine().multiprocessors / plan.cluster;
   config.grid = dim3(unsigned(std::min(grid.blocks(), most) * plan.cluster));
   config.block = dim3(Shape::kThreads);
   config.shared_bytes = Shape::kSharedBytes;
   config.stream = stream;
-  config.cluster = dim3(unsigned(plan.cluster));
+  config.cluster = dim3(unsigned(plan.near ? plan.splits : plan.cluster));
   config.early = true;
   return launch(wgmma_kernel<Shape>, config, p, grid, a, b, workspace);
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 #include "gemm/split.cuh"
+#include "gemm/wgmma_near.cuh"
 #include "gemm/wgmma_shape.h"
 #include "ptx.cuh"
 
@@ -36,8 +37,11 @@ class WgmmaExit {
 
  public:
   static constexpr int kBytes = kWarps * kPieceBytes + kTeams * kPartialBytes;
+  using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared)
+  // shared: kBytes of the exit's own; ring: the stages, which are free for a near tile.
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared,
+                          unsigned char* ring)
       : p(problem),
         grid(tiles),
         workspace(memory),
@@ -46,21 +50,31 @@ class WgmmaExit {
         first_row(int(threadIdx.x) % Shape::kTeam / 128 * 64 * kBlocks + int(threadIdx.x) / 32 % 4 * 16),
         piece(reinterpret_cast<float*>(shared + int(threadIdx.x) / 32 * kPieceBytes)),
         partial(reinterpret_cast<Pair*>(shared + kWarps * kPieceBytes + team * kPartialBytes)),
+        near(ring),
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
+    if (grid.near) {
+      leave_sums(d);
+      ptx::cluster_sync();
+      if (p.a_sums && work.column == 0) near.store_row_sums(p, grid, work, Shape::kTeam);
+    }
     const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kVector == 0 && !p.epilogue.is_full();
     plain ? store_plain(work, d) : store_full(work, d);
   }
 
   // The first column of a times ones.
   FASTDL_DEVICE void store_row_sums(const TileWork& work, const float (&sums)[kBlocks][4]) {
+    if (grid.near) team_barrier();  // as in leave_sums
     FASTDL_UNROLL
     for (int i = 0; i < kBlocks; ++i) {
       FASTDL_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int64_t row = int64_t(work.row) * Shape::kTileM + first_row + 64 * i + 8 * half + lane / 4;
-        if (lane % 4 == 0 && row < p.m) {
+        const int line = first_row + 64 * i + 8 * half + lane / 4;
+        const int64_t row = int64_t(work.row) * Shape::kTileM + line;
+        if (grid.near) {
+          if (lane % 4 == 0) *near.row_sum(line) = sums[i][2 * half];
+        } else if (lane % 4 == 0 && row < p.m) {
           store_row_sum<scalar_t>(workspace, p, grid, work, row,
                                   work.range.steps > 0 ? sums[i][2 * half] : 0.0f);
         }
@@ -77,6 +91,7 @@ class WgmmaExit {
   int lane, team, first_row;  // of the warp, in the tile
   float* piece;
   Pair* partial;  // [kSlabs][kN] of sum and m2
+  Near near;
   bool has_partials;
 
   FASTDL_DEVICE void team_barrier() const {
@@ -87,19 +102,34 @@ class WgmmaExit {
     }
   }
 
+  // For the cluster to add up.
+  FASTDL_DEVICE void leave_sums(const float (&d)[kBlocks][kN / 2]) const {
+    team_barrier();  // nobody multiplies out of the stages any more
+    FASTDL_UNROLL
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+      float* const line = near.at(first_row + i / 2 * 64 + i % 2 * 8 + lane / 4, lane % 4 * 2);
+      FASTDL_UNROLL
+      for (int j = 0; j < kN / 8; ++j) {
+        const int at = 4 * j + i % 2 * 2;
+        *reinterpret_cast<Pair*>(line + 4 * j) = {d[i / 2][at], d[i / 2][at + 1]};
+      }
+    }
+  }
+
   FASTDL_DEVICE void store_full(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
     if (has_partials) team_barrier();  // the last tile's partials were read
     Ahead next{};
     load_ahead(work, 0, next);
+    const int vectors = grid.near ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
 #pragma unroll 1
-    for (int x = 0; x < 2 * kPieces; ++x) {
-      if (x % 2 == 0) {
+    for (int x = 0; x < vectors; ++x) {
+      if (x % 2 == 0 && !grid.near) {
         __syncwarp();  // the last piece was read
         write_piece(d, x / 2);
         __syncwarp();
       }
       const Ahead now = next;
-      if (x + 1 < 2 * kPieces) load_ahead(work, x + 1, next);
+      if (x + 1 < vectors) load_ahead(work, x + 1, next);
       finish_vector(work, x, now);
       if (has_partials && x % 2 == 1) {
         __syncwarp();
@@ -127,11 +157,14 @@ class WgmmaExit {
     }
   }
 
-  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8.
+  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8; of a near tile the
+  // team's x-th vectors of the share.
   FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
-    const int mine = lane;
-    const uint32_t row = uint32_t(work.row * Shape::kTileM + row_of(x / 2) + mine / 8 + x % 2 * 4);
-    const uint32_t column = uint32_t(work.column * kN + column_of(x / 2) + mine % 8 * kVector);
+    const int mine = lane, i = x * Shape::kTeam + int(threadIdx.x) % Shape::kTeam;
+    if (grid.near && i >= Near::vectors(grid)) return {};
+    const int line = grid.near ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
+    const int c = grid.near ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
+    const uint32_t row = uint32_t(work.row * Shape::kTileM + line), column = uint32_t(work.column * kN + c);
     const uint32_t m = uint32_t(p.m), n = uint32_t(p.n);
     const uint32_t inside = row >= m || column >= n ? 0 : n - column < kVector ? n - column : kVector;
     return {work.batch, row, column, int(inside)};
@@ -139,7 +172,7 @@ class WgmmaExit {
 
   FASTDL_DEVICE void load_ahead(const TileWork& work, int x, Ahead& operands) const {
     const Columns at = columns_of(work, x);
-    if (grid.splits == 1 && at.inside > 0) operands.load(p, at);
+    if ((grid.splits == 1 || grid.near) && at.inside > 0) operands.load(p, at);
   }
 
   FASTDL_DEVICE void finish_vector(const TileWork& work, int x, const Ahead& operands) const {
@@ -149,10 +182,14 @@ class WgmmaExit {
     Vector<float, 4>* const even = reinterpret_cast<Vector<float, 4>*>(from);
     Vector<float, 4>* const odd = reinterpret_cast<Vector<float, 4>*>(from + kOdd);
     Vector<float, kVector> value;
-    const Vector<float, 4> low = *even, high = *odd;
-    FASTDL_UNROLL
-    for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
-    if (grid.splits > 1) return store_partial(workspace, p, grid, work, at, value);
+    if (grid.near) {
+      value = near.total(grid, int(at.row) - work.row * Shape::kTileM, int(at.column) - work.column * kN);
+    } else {
+      const Vector<float, 4> low = *even, high = *odd;
+      FASTDL_UNROLL
+      for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
+    }
+    if (grid.splits > 1 && !grid.near) return store_partial(workspace, p, grid, work, at, value);
     finish<true, scalar_t>(p, at, load_seed(p.epilogue), value, operands);
     if (!has_partials) return;
     *even = {value[0], value[1], value[2], value[3]};

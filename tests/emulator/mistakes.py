@@ -214,6 +214,20 @@ MISTAKES = [
     ),
     Mistake(94, "neighbour", "two arrivals at the cluster barrier", "plain", "forward", "eager", "second arrival"),
     Mistake(95, "neighbour", "no wait at the cluster barrier", "plain", "forward", "eager", "which has exited"),
+    Mistake(
+        96,
+        "gather",
+        "cluster's shared memory read before its barrier",
+        "race",
+        "forward",
+        "eager",
+        "UNINITIALISED SHARED MEMORY",
+    ),
+    Mistake(
+        97, "gather", "16 bytes of the cluster at a multiple of 4", "plain", "forward", "eager", "not aligned to 16 bytes"
+    ),
+    Mistake(98, "gather", "own shared memory for everybody's", "plain", "forward", "eager", "wrong result"),
+    Mistake(99, "gather", "block exits while the cluster reads it", "plain", "forward", "eager", "which has exited"),
     Mistake(100, "hand_over", "named barrier without the other half", "plain", "forward", "eager", "DEADLOCK"),
     Mistake(101, "hand_over", "named barrier with two thread counts", "plain", "forward", "eager", "DEADLOCK"),
     Mistake(102, "hand_over", "named barrier not waited for", "race", "forward", "eager", "DATA RACE"),
