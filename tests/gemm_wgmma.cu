@@ -110,7 +110,7 @@ void run(const Case& c) {
   Block<T> b(c.batch, c.b_deep ? c.n : c.k, c.b_deep ? c.k : c.n, 8, 8);
   a.fill(c.batch, [] { return small(4); });
   b.fill(c.batch, [] { return small(4); });
-  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 8, shift), before(c.batch, c.m, c.n, 0, 0),
+  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 16 - c.n % 8, shift), before(c.batch, c.m, c.n, 0, 0),
       saved(c.batch, c.m, c.n, 0, 0), residual(c.batch, c.m, c.n, c.odd ? 1 : 8, shift),
       bias(1, 1, c.n, 0, shift), row_sums(1, 1, c.m, 0, 0);
   bias.fill(1, [&] { return c.columns ? 512 + small(8) : small(8); });
@@ -213,6 +213,7 @@ void run_tile(const Tile& t) {
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
   run<T>({"deep", t, 24, 40, 1032, 1, true, true, 1});
+  run<T>({"ragged columns of aligned rows", t, m, 2 * t.n - 43, 72, 2, true, true, 1});
   run<T>({"odd", t, t.m - 3, t.n + 5, 64, 1, true, true, 1, true});
   run<T>({"epilogue", t, m, n, 64, 2, true, true, 1, false, true});
   run<T>({"epilogue in parts", t, m, n, 512, 1, true, true, 2, false, true});

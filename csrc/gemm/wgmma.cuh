@@ -133,7 +133,7 @@ template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     wgmma_kernel(const __grid_constant__ Problem p, const __grid_constant__ TileGrid grid,
                  const __grid_constant__ ptx::TensorMap a_map, const __grid_constant__ ptx::TensorMap b_map,
-                 void* workspace) {
+                 const __grid_constant__ ptx::TensorMap output_map, void* workspace) {
   constexpr int kTeams = Shape::kConsumers / Shape::kTeam, kArrivals = Shape::kTeam / 128;
   FASTDL_DYNAMIC_SHARED(bytes);
   const uint32_t memory = ptx::shared_address(bytes);
@@ -167,7 +167,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::register_increase<232>();
     const int group = __shfl_sync(~0u, int(threadIdx.x) / 128, 0);  // of a warp: uniform registers hold it
     const int first_row = kTeams == 1 ? 64 * Shape::kBlocks * group : 0;
-    typename Shape::Exit exit(p, grid, workspace, bytes + Shape::kStages * Shape::kStageBytes, bytes);
+    typename Shape::Exit exit(p, grid, &output_map, workspace, bytes + Shape::kStages * Shape::kStageBytes,
+                              bytes);
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
     const auto skip = [&](int steps) { place.skip(steps); };
@@ -184,6 +185,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       }
       exit.store_tile(work, d);
     });
+    exit.wait_for_stores();
     if (kTeams > 1 && grid.near && group > 0) ptx::cluster_sync();  // has no tile
   }
   // Others still arrive at this block's mbarriers, or read its sums.

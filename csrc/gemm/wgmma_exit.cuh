@@ -22,6 +22,11 @@ struct WgmmaTile {
       kBlocks == 1 && turns != kTokens;  // sums of a's rows, while registers last
 };
 
+// Whether sums leave through TMA: alpha and bias alone, to rows that a tensor map describes.
+FASTDL_HOST_DEVICE bool leaves_plain(const Problem& p, int splits) {
+  return splits == 1 && p.epilogue.aligned && !p.epilogue.is_full();
+}
+
 template <class Shape>
 class WgmmaExit {
   using scalar_t = typename Shape::scalar_t;
@@ -34,20 +39,26 @@ class WgmmaExit {
   static constexpr int kSlabs =
       Shape::kTileM / 16;  // a warp's 16 rows; partials of columns are added of them
   static constexpr int kPieceBytes = kLines * kPitch * 4, kPartialBytes = kSlabs * kN * 8;
+  // Of a warp, instead of all that: two boxes of 16 rows x 64 columns, which TMA stores in turns.
+  static constexpr int kBoxBytes = 16 * kColumns * 2;
+  static constexpr int kFullBytes = kWarps * kPieceBytes + kTeams * kPartialBytes,
+                       kPlainBytes = kWarps * 2 * kBoxBytes;
 
  public:
-  static constexpr int kBytes = kWarps * kPieceBytes + kTeams * kPartialBytes;
+  static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
   using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  // shared: kBytes of the exit's own; ring: the stages, which are free for a near tile.
-  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared,
-                          unsigned char* ring)
+  // shared: kBytes of the exit's own, at a multiple of 1024; ring: the stages, which are free for a near tile.
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap* map,
+                          void* memory, unsigned char* shared, unsigned char* ring)
       : p(problem),
         grid(tiles),
+        output_map(map),
         workspace(memory),
         lane(int(threadIdx.x) % 32),
         team(int(threadIdx.x) / Shape::kTeam),
         first_row(int(threadIdx.x) % Shape::kTeam / 128 * 64 * kBlocks + int(threadIdx.x) / 32 % 4 * 16),
+        box(ptx::shared_address(shared) + threadIdx.x / 32 * (2 * kBoxBytes)),
         piece(reinterpret_cast<float*>(shared + int(threadIdx.x) / 32 * kPieceBytes)),
         partial(reinterpret_cast<Pair*>(shared + kWarps * kPieceBytes + team * kPartialBytes)),
         near(ring),
@@ -59,8 +70,12 @@ class WgmmaExit {
       ptx::cluster_sync();
       if (p.a_sums && work.column == 0) near.store_row_sums(p, grid, work, Shape::kTeam);
     }
-    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kVector == 0 && !p.epilogue.is_full();
-    plain ? store_plain(work, d) : store_full(work, d);
+    leaves_plain(p, grid.splits) ? store_plain(work, d) : store_full(work, d);
+  }
+
+  // Before the kernel ends.
+  FASTDL_DEVICE void wait_for_stores() const {
+    if (lane == 0) ptx::bulk_wait<0>();
   }
 
   // The first column of a times ones.
@@ -87,8 +102,10 @@ class WgmmaExit {
   using Ahead = OperandsAhead<scalar_t, kVector>;
   const Problem& p;
   const TileGrid& grid;
+  const ptx::TensorMap* output_map;
   void* workspace;
   int lane, team, first_row;  // of the warp, in the tile
+  uint32_t box, other = kBoxBytes;  // the box to be filled next, and how far behind it the other is
   float* piece;
   Pair* partial;  // [kSlabs][kN] of sum and m2
   Near near;
@@ -197,13 +214,14 @@ class WgmmaExit {
   }
 
   // Alpha and bias alone, from registers: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
-  // whose 16-byte chunks are permuted as by a 128-byte swizzle.
-  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
-    const uint32_t to = ptx::shared_address(piece) + uint32_t(lane % 16 * 128);
+  // whose 16-byte chunks are permuted by a 128-byte swizzle. TMA cuts what lies past the edges.
+  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
     FASTDL_UNROLL
     for (int i = 0; i < kPieces; i += 2) {
       const uint32_t biases = load_biases(work.column * kN + column_of(i) + 2 * lane);
-      __syncwarp();  // the last rows were read
+      const uint32_t to = box + uint32_t(lane % 16 * 128);
+      if (lane == 0) ptx::bulk_wait_read<1>();  // of the two the one before last: this box
+      __syncwarp();
       FASTDL_UNROLL
       for (int j = 0; j < kColumns / 16; ++j) {
         uint32_t words[4];
@@ -217,8 +235,14 @@ class WgmmaExit {
         }
         ptx::stmatrix<4>(to + uint32_t(((2 * j + lane / 16) ^ (lane % 8)) << 4), words);
       }
+      ptx::fence_proxy_async();
       __syncwarp();
-      store_lines(work, i);
+      if (lane == 0) {
+        ptx::tma_store(output_map, box, work.column * kN + column_of(i), work.row * Shape::kTileM + row_of(i),
+                       work.batch);
+        ptx::bulk_commit();
+      }
+      box += other, other = -other;
     }
   }
 
@@ -243,23 +267,6 @@ class WgmmaExit {
   FASTDL_DEVICE uint32_t pack(float x, float y, const Pair& bias) const {
     const float alpha = float(p.epilogue.alpha);
     return word_of({convert<scalar_t>(x * alpha + bias[0]), convert<scalar_t>(y * alpha + bias[1])});
-  }
-
-  // Lines lane / 8 and every fourth below, this lane's 8 columns of them.
-  FASTDL_DEVICE void store_lines(const TileWork& work, int i) const {
-    const int row = work.row * Shape::kTileM + row_of(i) + lane / 8;
-    const int column = work.column * kN + column_of(i) + lane % 8 * kVector;
-    scalar_t* const to =
-        static_cast<scalar_t*>(p.output) + work.batch * p.output_batch + row * p.output_row + column;
-    const char* const from = reinterpret_cast<const char*>(piece) + lane / 8 * 128;
-    FASTDL_UNROLL
-    for (int v = 0; v < 4; ++v) {
-      const int chunk = lane % 8 ^ (lane / 8 + v % 2 * 4);
-      const auto value = *reinterpret_cast<const Vector<scalar_t, kVector>*>(from + v * 512 + chunk * 16);
-      if (unsigned(row + 4 * v) < unsigned(p.m) && unsigned(column) < unsigned(p.n)) {
-        store_vector(to + 4 * v * p.output_row, value);
-      }
-    }
   }
 
   // Sum and squared deviations of a piece's stored values: a lane takes two columns, of 8 rows from shared

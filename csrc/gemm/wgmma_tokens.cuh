@@ -17,8 +17,8 @@ class WgmmaTokenExit {
   static constexpr int kBytes = Shape::kConsumers / 32 * kPieceBytes;
   using Near = NearTile<scalar_t, kTokens, Shape::kTileM, 4>;
 
-  FASTDL_DEVICE WgmmaTokenExit(const Problem& problem, const TileGrid& tiles, void* memory,
-                               unsigned char* shared, unsigned char* ring)
+  FASTDL_DEVICE WgmmaTokenExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap*,
+                               void* memory, unsigned char* shared, unsigned char* ring)
       : p(problem),
         grid(tiles),
         workspace(memory),
@@ -49,6 +49,7 @@ class WgmmaTokenExit {
   }
 
   FASTDL_DEVICE void store_row_sums(const TileWork&, const float (&)[1][4]) const {}
+  FASTDL_DEVICE void wait_for_stores() const {}
 
  private:
   const Problem& p;
