@@ -177,6 +177,10 @@ void run(const Case& c) {
   }
 }
 
+bool sums_rows(const Tile& t) {
+  return (t.turns == kHalves && t.m == 128) || (t.turns == kAlternate && t.m == 64);
+}
+
 // Parts of k that the blocks of a cluster add.
 template <class T>
 void run_near(const Tile& t) {
@@ -189,7 +193,7 @@ void run_near(const Tile& t) {
   run<T>(c);
   c.what = "near backward", c.splits = 2, c.full = c.odd = false, c.backward = true;
   run<T>(c);
-  c.backward = false, c.row_sums = t.turns == kHalves || (t.turns == kAlternate && t.m == 64);
+  c.backward = false, c.row_sums = sums_rows(t);
   for (int parts : {2, 4, 8}) {
     c.what = "near layouts", c.m = 2 * t.m - 8, c.n = 40, c.splits = parts, c.k = 64 * parts;
     c.a_deep = t.turns == kTokens, c.b_deep = false;
@@ -208,7 +212,7 @@ void run_tile(const Tile& t) {
     run<T>({"layouts", t, m, n, 200, 1, a_deep, b_deep, 1});
     if (!tokens && layout == 0)
       run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false,
-              t.m / 64 == 1 || t.turns == kHalves});
+              sums_rows(t)});
   }
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
@@ -223,7 +227,7 @@ void run_tile(const Tile& t) {
   if (tokens) return;
   run<T>({"columns", t, m, n, 64, 1, true, true, 1, false, false, false, true});
   run<T>({"columns of all", t, 3 * t.m + 1, 2 * t.n, 64, 1, true, true, 1, true, true, false, true});
-  if (t.turns == kHalves || t.m == 64) {
+  if (sums_rows(t)) {
     run<T>({"row sums", t, m, n, 200, 1, false, false, 1, false, false, false, true, true});
     run<T>({"row sums in parts", t, m, 40, 640, 1, false, false, 2, false, false, false, false, true});
   }
@@ -236,7 +240,7 @@ int main(int argc, char** argv) {
                         {128, 192, kHalves, 2},    {128, 64, kHalves, 1},    {128, 64, kHalves, 2},
                         {64, 256, kAlternate, 1},  {64, 256, kAlternate, 2}, {128, 128, kAlternate, 1},
                         {128, 128, kAlternate, 2}, {16, 128, kTokens, 1},    {32, 128, kTokens, 1},
-                        {64, 128, kTokens, 1}};
+                        {64, 128, kTokens, 1},     {256, 128, kHalves, 1},   {256, 128, kHalves, 2}};
   fastdl_emulator_device(4, 227 << 10, 90);  // few: a block takes several tiles
   const int only = argc > 1 ? atoi(argv[1]) : -1;
   for (int i = 0; i < int(std::size(tiles)); ++i) {

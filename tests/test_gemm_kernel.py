@@ -81,7 +81,7 @@ def test_alignments_are_exact(library, alignment, layouts):
         assert torch.equal(torch.ops.fastdl_emulated.gemm(*views), (a.double() @ b.double()).to(dtype))
 
 
-@pytest.mark.parametrize("tile", range(13))
+@pytest.mark.parametrize("tile", range(15))
 def test_hopper_tiles(tile):
     """Every tile and turn of wgmma by explicit plans: layouts, edges, epilogues, partials, sums of a's rows."""
     build = pytest.importorskip("emulator.build")

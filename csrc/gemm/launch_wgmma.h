@@ -105,6 +105,7 @@ const char* launch_wgmma_layout(const Problem& p, const Plan& plan, void* worksp
     if (plan.tile_m == 64) return with.template operator()<64, 256, kAlternate>();
     return with.template operator()<128, 128, kAlternate>();
   }
+  if (plan.tile_m == 256) return with.template operator()<256, 128, kHalves>();
   if (plan.tile_n == 256) return with.template operator()<128, 256, kHalves>();
   if (plan.tile_n == 192) return with.template operator()<128, 192, kHalves>();
   return with.template operator()<128, 64, kHalves>();

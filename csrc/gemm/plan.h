@@ -38,7 +38,7 @@ inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 
 // Cycles of a multiprocessor for an element's way out of a wgmma kernel, counted from instructions.
 inline double exit_cycles(const Epilogue& e, int splits) {
   if (splits > 1) return 0.15;
-  if (e.aligned && !e.is_full()) return 0.045;
+  if (e.aligned && !e.is_full()) return 0.03;
   double cycles = 0.22;
   if (e.activation > 2) cycles += 0.08;  // more than a comparison
   if (e.seed) cycles += 0.05;
@@ -111,7 +111,7 @@ inline bool makes(const Problem& p, const Candidate& c) {
   if (c.family != kWgmma) return true;
   const bool columns = p.epilogue.column_sums || p.epilogue.mean;
   if (c.turns == kTokens) return p.m <= 64 && p.a.column == 1 && !columns && !p.a_sums;
-  return !p.a_sums || c.turns == kHalves || c.tile_m == 64;
+  return !p.a_sums || c.tile_m == (c.turns == kHalves ? 128 : 64);
 }
 
 }  // namespace plan_detail
@@ -133,6 +133,7 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
   const bool hopper = tensor_cores && halves && machine.wgmma && tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
                       tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
   const Candidate wgmma[] = {{kWgmma, 128, 256, kWgmmaDepth, 2000},
+                             {kWgmma, 256, 128, kWgmmaDepth, 1900},
                              {kWgmma, 128, 192, kWgmmaDepth, 1900},
                              {kWgmma, 64, 256, kWgmmaDepth, 1950, kAlternate},
                              {kWgmma, 128, 128, kWgmmaDepth, 1850, kAlternate},
