@@ -211,8 +211,7 @@ void run_tile(const Tile& t) {
     if (tokens && !a_deep) continue;
     run<T>({"layouts", t, m, n, 200, 1, a_deep, b_deep, 1});
     if (!tokens && layout == 0)
-      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false,
-              sums_rows(t)});
+      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows(t)});
   }
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});

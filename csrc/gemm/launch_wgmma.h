@@ -24,8 +24,8 @@ struct MapKey {
   }
 };
 
-// lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next; of the output, its
-// rows x columns.
+// lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next; of the output,
+// its rows x columns.
 template <class scalar_t>
 const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
                         bool deep, int box_lines) {

@@ -48,7 +48,8 @@ class WgmmaExit {
   static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
   using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  // shared: kBytes of the exit's own, at a multiple of 1024; ring: the stages, which are free for a near tile.
+  // shared: kBytes of the exit's own, at a multiple of 1024; ring: the stages, which are free for a near
+  // tile.
   FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap* map,
                           void* memory, unsigned char* shared, unsigned char* ring)
       : p(problem),
@@ -104,7 +105,7 @@ class WgmmaExit {
   const TileGrid& grid;
   const ptx::TensorMap* output_map;
   void* workspace;
-  int lane, team, first_row;  // of the warp, in the tile
+  int lane, team, first_row;        // of the warp, in the tile
   uint32_t box, other = kBoxBytes;  // the box to be filled next, and how far behind it the other is
   float* piece;
   Pair* partial;  // [kSlabs][kN] of sum and m2

@@ -223,9 +223,7 @@ MISTAKES = [
         "eager",
         "UNINITIALISED SHARED MEMORY",
     ),
-    Mistake(
-        97, "gather", "16 bytes of the cluster at a multiple of 4", "plain", "forward", "eager", "not aligned to 16 bytes"
-    ),
+    Mistake(97, "gather", "16 bytes of the cluster at 4", "plain", "forward", "eager", "not aligned to 16 bytes"),
     Mistake(98, "gather", "own shared memory for everybody's", "plain", "forward", "eager", "wrong result"),
     Mistake(99, "gather", "block exits while the cluster reads it", "plain", "forward", "eager", "which has exited"),
     Mistake(100, "hand_over", "named barrier without the other half", "plain", "forward", "eager", "DEADLOCK"),
