@@ -89,7 +89,8 @@ def test_hopper_tiles(tile):
     sources = [build.ROOT / "tests" / "gemm_wgmma.cu", *sorted(build.ROOT.glob("csrc/gemm/api*.cu"))]
     program = build.build_program(flavour, "gemm_wgmma", sources)
     env = {"FASTDL_COMPLETION": "lazy", **os.environ}  # a box that is filled too early shows
-    result = subprocess.run([program, str(tile)], env=env, capture_output=True, text=True, errors="replace")
+    command = [program, str(tile)]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=900)
     assert result.stdout == "wgmma: ok\n", result.stdout + result.stderr
 
 
