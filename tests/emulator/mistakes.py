@@ -233,5 +233,6 @@ MISTAKES = [
     Mistake(104, "copy", "cp.async to an unaligned address", "plain", "forward", "eager", "not aligned to 16 bytes"),
     Mistake(105, "copy", "cp.async never waited for", "plain", "forward", "lazy", "wrong result"),
     Mistake(106, "copy", "no barrier after cp.async", "race", "forward", "eager", "UNINITIALISED SHARED MEMORY"),
+    Mistake(107, "bulk", "a fenced write under a bulk store", "plain", "forward", "eager", "overwritten under a bulk"),
     Mistake(108, "elected", "elect in two branches", "plain", "forward", "eager", "DIVERGENT WARP"),
 ]
