@@ -48,9 +48,10 @@ class WgmmaExit {
   static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
   using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  // shared: kBytes, at a multiple of 1024; ring: the stages, which a near tile may overwrite.
-  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap* map,
-                          void* memory, unsigned char* shared, unsigned char* ring)
+  // shared: kBytes, at a multiple of 1024; ring: the stages, which a near tile may overwrite; map: of the
+  // output, where sums leave plain.
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared,
+                          unsigned char* ring = nullptr, const ptx::TensorMap* map = nullptr)
       : p(problem),
         grid(tiles),
         output_map(map),
