@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::register_increase<232>();
     const int group = __shfl_sync(~0u, int(threadIdx.x) / 128, 0);  // of a warp: uniform registers hold it
     const int first_row = kTeams == 1 ? 64 * Shape::kBlocks * group : 0;
-    typename Shape::Exit exit(p, grid, &output_map, workspace, bytes + Shape::kStages * Shape::kStageBytes,
-                              bytes);
+    typename Shape::Exit exit(p, grid, workspace, bytes + Shape::kStages * Shape::kStageBytes, bytes,
+                              &output_map);
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
     const auto skip = [&](int steps) { place.skip(steps); };

@@ -48,10 +48,10 @@ class WgmmaExit {
   static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
   using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  // shared: kBytes of the exit's own, at a multiple of 1024; ring: the stages, which are free for a near
-  // tile.
-  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap* map,
-                          void* memory, unsigned char* shared, unsigned char* ring)
+  // shared: kBytes, at a multiple of 1024; ring: the stages, which a near tile may overwrite; map: of the
+  // output, where sums leave plain.
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared,
+                          unsigned char* ring = nullptr, const ptx::TensorMap* map = nullptr)
       : p(problem),
         grid(tiles),
         output_map(map),
@@ -175,8 +175,8 @@ class WgmmaExit {
     }
   }
 
-  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8; of a near tile the
-  // team's x-th vectors of the share.
+  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8. Of a near tile the
+  // team's threads take a vector of the share each.
   FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
     const int mine = lane, i = x * Shape::kTeam + int(threadIdx.x) % Shape::kTeam;
     if (grid.near && i >= Near::vectors(grid)) return {};

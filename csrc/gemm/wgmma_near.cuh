@@ -7,9 +7,8 @@
 
 namespace fastdl::gemm {
 
-// Sums [kRows][kColumns], behind them those of a's rows [kRows]. Of 8 columns the halves lie kOdd words
-// apart, and rows kColumns + kGap: fragments' writes find 32 banks, and so do reads of 16 bytes by lanes
-// along a row.
+// Sums [kRows][kColumns], behind them those of a's rows [kRows]. Rows lie kPitch words apart, of 8 columns
+// the halves kOdd: fragments' writes find 32 banks, and so do reads of 16 bytes along a row.
 template <class scalar_t, int kRows, int kColumns, int kGap>
 class NearTile {
   static constexpr int kVector = 8, kAcross = kColumns / kVector;
@@ -27,10 +26,9 @@ class NearTile {
   }
   FASTDL_DEVICE float* row_sum(int row) const { return sums + kRows * kPitch + row; }
 
-  // A block's share is every parts-th row from its rank on: so many vectors of 8 columns, of which the i-th
-  // ...
+  // Of 8 columns, in a block's share: every parts-th row from its rank on.
   FASTDL_DEVICE static int vectors(const TileGrid& grid) { return kRows / grid.splits * kAcross; }
-  // ... lies in this row and column of the tile.
+  // Where the i-th of them lies in the tile.
   FASTDL_DEVICE static int row_of(const TileGrid& grid, const TileWork& work, int i) {
     return i / kAcross * grid.splits + work.split;
   }
@@ -41,8 +39,8 @@ class NearTile {
     const uint32_t here = ptx::shared_address(at(row, column));
     Vector<float, kVector> value{};
 #pragma unroll 1
-    for (unsigned rank = 0; rank < unsigned(grid.splits); rank += 2) {  // an even number
-      float part[4][4];                                                 // under way at once
+    for (unsigned rank = 0; rank < unsigned(grid.splits); rank += 2) {
+      float part[4][4];  // of two blocks, under way at once
       FASTDL_UNROLL
       for (int i = 0; i < 4; ++i) {
         ptx::load_cluster(part[i], ptx::map_address(here, rank + unsigned(i / 2)) + i % 2 * kOdd * 4);

@@ -17,8 +17,8 @@ class WgmmaTokenExit {
   static constexpr int kBytes = Shape::kConsumers / 32 * kPieceBytes;
   using Near = NearTile<scalar_t, kTokens, Shape::kTileM, 4>;
 
-  FASTDL_DEVICE WgmmaTokenExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap*,
-                               void* memory, unsigned char* shared, unsigned char* ring)
+  FASTDL_DEVICE WgmmaTokenExit(const Problem& problem, const TileGrid& tiles, void* memory,
+                               unsigned char* shared, unsigned char* ring, const ptx::TensorMap*)
       : p(problem),
         grid(tiles),
         workspace(memory),

@@ -90,6 +90,7 @@ struct BulkCopy {  // a copy by the TMA unit between a global tensor or range an
   uint32_t offset, mbarrier, bytes;
   int coordinate[5];
   bool reduce, executed;
+  uint64_t source;  // of a store: what its bytes in shared memory were when it was issued
   Site site;
   struct Snapshot* snapshot;
 };

@@ -132,12 +132,23 @@ void note_writes(const BulkCopy& copy) {
   });
 }
 
+uint64_t hash_of_source(const BulkCopy& copy) {  // FNV-1a, of words
+  uint64_t hash = 1469598103934665603ull;
+  for (uint32_t i = 0; i < copy.bytes; i += 8) {
+    uint64_t word;
+    memcpy(&word, copy.block->window + copy.offset + i, sizeof word);
+    hash = (hash ^ word) * 1099511628211ull;
+  }
+  return hash;
+}
+
 void launch_store(BulkCopy copy, uint32_t from) {
   shared_pointer(from, copy.bytes, copy.global ? 16 : 128, copy.site);
   copy.block = current->block;
   copy.offset = from & kOffsetMask;
   note_reads(copy);
   note_writes(copy);
+  copy.source = hash_of_source(copy);
   copy.executed = !late();
   if (copy.executed) execute_store(copy);
   if (!current->copies) current->copies = new PendingCopies;
@@ -251,6 +262,8 @@ void bulk_wait(int groups, bool) {
   while (int(stores.size()) > groups) {
     for (const BulkCopy& copy : stores.front()) {
       note_reads(copy);
+      if (hash_of_source(copy) != copy.source)
+        fail(copy.site, "shared memory was overwritten under a bulk store");
       if (!copy.executed) execute_store(copy);
     }
     stores.pop_front();

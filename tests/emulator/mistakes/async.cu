@@ -31,7 +31,8 @@ __global__ void bulk_kernel(const __grid_constant__ ptx::TensorMap map, const fl
   if (threadIdx.x == 0) {
     ptx::bulk_store(out, to, 256);
     ptx::bulk_commit();
-    if (mistake(90)) box[3] = 7;  // the copy may still read
+    if (mistake(90) || mistake(107)) box[3] = 7;  // the copy may still read
+    if (mistake(107)) ptx::fence_proxy_async();   // which orders what comes later
     if (!mistake(89)) ptx::bulk_wait<0>();
   }
 }
