@@ -30,7 +30,7 @@ class SliceTotals {
         const T other = shuffle_values(value, offset);
         value = lane & offset ? merge(other, value) : merge(value, other);
       }
-      if (lane < lanes) table_[thread_ / kWarpSize][lane * kSize + j] = value;
+      if (lane < lanes) table_[thread_ / kWarpSize][place(lane * kSize + j)] = value;
     });
     __syncthreads();
     const bool finishes = thread_ < plan_.pack;
@@ -70,11 +70,19 @@ class SliceTotals {
   }
 
  private:
+  // Where a row of the table has channel k. Lanes that write elements of their vectors, kSize channels apart,
+  // and threads that read neighbours find different banks.
+  FASTDL_DEVICE static int place(int k) {
+    const int lane = k / kSize;
+    return k ^ ((lane ^ lane / kSize ^ lane / kSize / kSize) % kSize);
+  }
+
   // Of this thread's channel, over rows of the table.
   template <class F>
   FASTDL_DEVICE T over_rows(int rows, F merge) const {
     T total = T::none();
-    for (int row = 0; row < rows && thread_ < plan_.pack; ++row) total = merge(total, table_[row][thread_]);
+    for (int row = 0; row < rows && thread_ < plan_.pack; ++row)
+      total = merge(total, table_[row][place(thread_)]);
     return total;
   }
 
@@ -101,7 +109,7 @@ class SliceTotals {
       }
       total = merge(total, batch[0]);
     }
-    if (row < rows) table_[row][k] = total;
+    if (row < rows) table_[row][place(k)] = total;
     __syncthreads();
     return over_rows(rows, merge);
   }

@@ -222,4 +222,13 @@ MISTAKES = [
     Mistake(105, "copy", "cp.async never waited for", "plain", "forward", "lazy", "wrong result"),
     Mistake(106, "copy", "no barrier after cp.async", "race", "forward", "eager", "UNINITIALISED SHARED MEMORY"),
     Mistake(108, "elected", "elect in two branches", "plain", "forward", "eager", "DIVERGENT WARP"),
+    Mistake(
+        110,
+        "transposed_tile",
+        "lines of 32 words read by columns",
+        "race",
+        "forward",
+        "eager",
+        "bank conflicts at banks.cu:",
+    ),
 ]
