@@ -225,7 +225,7 @@ FASTDL_DEVICE void for_row_batches(const Column<scalar_t>& column, const RowDrop
 template <class T, int kSize>
 struct SliceTable {
   T value[8 * kSize];
-  FASTDL_DEVICE static int place(int k) { return k % kSize * 8 + k / kSize; }
+  FASTDL_DEVICE static unsigned place(int k) { return unsigned(k) % kSize * 8 + unsigned(k) / kSize; }
   FASTDL_DEVICE T& operator[](int k) { return value[place(k)]; }
   FASTDL_DEVICE const T& operator[](int k) const { return value[place(k)]; }
 };

@@ -24,13 +24,15 @@ class SliceTotals {
   template <class F, class Done>
   FASTDL_DEVICE void reduce(T (&values)[kSize], F merge, Done done) {
     const int lanes = int(plan_.vectors), lane = thread_ % kWarpSize;
+    T* const row = &table_[thread_ / kWarpSize][lane < lanes ? lane * kSize : 0];
+    const int turn = place(lane * kSize) % kSize;
     for_each<kSize>([&](int j) {
       T value = values[j];
       for (int offset = lanes; offset < kWarpSize; offset *= 2) {
         const T other = shuffle_values(value, offset);
         value = lane & offset ? merge(other, value) : merge(value, other);
       }
-      if (lane < lanes) table_[thread_ / kWarpSize][place(lane * kSize + j)] = value;
+      if (lane < lanes) row[j ^ turn] = value;
     });
     __syncthreads();
     const bool finishes = thread_ < plan_.pack;
@@ -73,8 +75,8 @@ class SliceTotals {
   // Where a row of the table has channel k. Lanes that write elements of their vectors, kSize channels apart,
   // and threads that read neighbours find different banks.
   FASTDL_DEVICE static int place(int k) {
-    const int lane = k / kSize;
-    return k ^ ((lane ^ lane / kSize ^ lane / kSize / kSize) % kSize);
+    const unsigned lane = unsigned(k) / kSize;
+    return k ^ int((lane ^ lane / kSize ^ lane / kSize / kSize) % kSize);
   }
 
   // Of this thread's channel, over rows of the table.
