@@ -12,7 +12,7 @@ import torch
 from emulator.counters import counted_banks, counters
 from test_batch_norm_kernel import DEVICES, ROW_DEVICES, ROW_SHAPES, SHAPES, compare, on_device
 
-from fastdl import _library, optim
+from fastdl import _library, optim, tune
 from fastdl.data import BatchTransform
 
 OPS = torch.ops.fastdl_emulated
@@ -103,15 +103,15 @@ def test_sums_beside_products(device, hold, size, dtype):
     hold(case, kernel, lambda: OPS.linear_grad_weight(g, x, 0))
 
 
-def wgmma_ways(a: torch.Tensor, b: torch.Tensor) -> Iterator[list[int]]:
+def wgmma_ways(a: torch.Tensor, b: torch.Tensor, exit: int = 0) -> Iterator[list[int]]:
     """Every tile, turn, cluster, and whether k is split; chosen while the caller runs."""
     seen = set()
-    for way in OPS.gemm_candidates(a, b, 0).tolist():
+    for way in OPS.gemm_candidates(a, b, 0, exit).tolist():
         family, tile_m, tile_n, splits, turns, cluster = way
         key = tile_m, tile_n, splits > 1, turns, cluster
         if family == WGMMA and key not in seen:
             seen.add(key)
-            OPS.gemm_choose(a, b, 0, way)
+            OPS.gemm_choose(a, b, 0, way, exit)
             yield way
 
 
@@ -130,7 +130,7 @@ def test_wgmma_epilogues(device, hold, m, k):
     """Exits with everything that an epilogue has, also of parts of k."""
     device(*HOPPER)
     x, w, bias, z = (torch.randn(s).to(BF16) for s in [(m, k), (264, k), (264,), (m, 264)])
-    for way in wgmma_ways(x, w.mT):
+    for way in wgmma_ways(x, w.mT, tune.FULL):
         case = "wgmma of tokens" if way[4] == TOKENS else "wgmma"
         hold(case, "wgmma_kernel", lambda: OPS.linear_forward(x, w, bias, z, torch.tensor([3]), 1, 0.3, True, 0))
 
@@ -138,10 +138,10 @@ def test_wgmma_epilogues(device, hold, m, k):
 def test_wgmma_sums(device, hold):
     device(*HOPPER)
     g, w, x = (torch.randn(s).to(BF16) for s in [(136, 152), (152, 264), (136, 264)])
-    for way in wgmma_ways(g, w):
+    for way in wgmma_ways(g, w, tune.COLUMN_SUMS):
         if way[3] == 1 and way[4] != TOKENS:
             hold("wgmma with sums", "wgmma_kernel", lambda: OPS.linear_grad_input(g, w, None, None, 0, 0.0, True, 0))
-    for way in wgmma_ways(g.mT, x):
+    for way in wgmma_ways(g.mT, x, tune.ROW_SUMS):
         if way[4] != TOKENS:
             hold("wgmma", "wgmma_kernel", lambda: OPS.linear_grad_weight(g, x, 0))
 

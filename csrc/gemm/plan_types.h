@@ -47,6 +47,7 @@ struct Plan {
 
   Cut cut() const { return {family, tile_m, tile_n, splits, turns, cluster}; }
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
+  bool operator==(const Plan&) const = default;
 };
 
 }  // namespace fastdl::gemm
