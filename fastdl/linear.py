@@ -8,7 +8,7 @@ from fastdl import _library, tune
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.dropout import apply as drop
 from fastdl.dropout import check_probability, is_ours
-from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, transforms_active
+from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, transforms_active, wished_precision
 from fastdl.linear_backward import BACKWARD, NAMES, drop_by_seed, gradients, rows
 from fastdl.philox import new_seed
 
@@ -109,17 +109,19 @@ def linear(
     dropout: float = 0.0,
     residual: Tensor | None = None,
     training: bool = True,
+    float32: str | None = None,
 ) -> Tensor:
     """Return dropout(activation(input weight^T + bias)) + residual; counterpart of torch.nn.functional.linear.
 
     input (*, K), weight (N, K), bias (N), residual (*, N): exactly the output's shape. activation: relu, leaky_relu
     (slope 0.01), silu, gelu (erf) or gelu_tanh. dropout: the probability of a zero, in [0, 1], applied only in
-    training; masks follow torch.manual_seed. Raises ValueError for an unknown activation or a probability outside
-    [0, 1]; RuntimeError as torch.nn.functional.linear does, and for a residual of another shape.
+    training; masks follow torch.manual_seed. float32: a mode of `float32_matmul` for this call and its gradients.
+    Raises ValueError for an unknown activation or mode, or a probability outside [0, 1]; RuntimeError as
+    torch.nn.functional.linear does, and for a residual of another shape.
     """
     check_activation("linear", activation)
     check_probability(dropout)
-    p = float(dropout) if training else 0.0
+    p, wish = float(dropout) if training else 0.0, wished_precision("linear", float32)
     operands = (autocast(input), autocast(weight), bias if bias is None else autocast(bias))
     fused = has_kernel(FORWARD, input, weight) and fits(*operands, residual)
     preactivation = None if fused else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
@@ -133,7 +135,8 @@ def linear(
         if (p == 0 and residual is None) or not is_ours(preactivation):
             return _plain(preactivation, activation, p, residual)
         return drop(preactivation, p, False, activation, residual, 1)
-    seed, precision = new_seed(input.device) if p > 0 else None, float32_precision()
+    seed = new_seed(input.device) if p > 0 else None
+    precision = float32_precision() if wish is None else wish
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p, precision)  # type: ignore[no-any-return, no-untyped-call]
     return forward(*operands, residual, seed, activation, p, False, precision)[0]

@@ -29,7 +29,7 @@ class _Mlp(torch.autograd.Function):
         saved = preactivation if save else hidden
         ctx.save_for_backward(input, weight1, bias1, weight2, bias2, seed1, seed2, hidden, saved)
         ctx.activation, ctx.p, ctx.precision = activation, p, precision
-        return output  # type: ignore[no-any-return]
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
