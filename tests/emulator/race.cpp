@@ -133,7 +133,7 @@ void begin_group() {
   state.clocks.clear();
   state.slot_epochs.assign(kAsyncSlots, 0);
   state.on = state.thread_count <= kMaxThreads && !banks;
-  if (!state.on && banks) return;
+  if (banks) return;
   if (!state.on) {
     fprintf(stderr, "emulator: no race check of %u threads together\n", state.thread_count);
     return;
