@@ -92,6 +92,8 @@ class _Gemm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
+        if 1 not in grad_output.stride()[-2:]:  # an expanded gradient, as of a sum: tensor cores want rows or columns
+            grad_output = grad_output.contiguous()
         grad_a = gemm(grad_output, b.mT, *ctx.options) if ctx.needs_input_grad[0] else None
         grad_b = gemm(a.mT, grad_output, *ctx.options) if ctx.needs_input_grad[1] else None
         return grad_a, grad_b, None, None

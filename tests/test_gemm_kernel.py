@@ -191,6 +191,20 @@ def test_tf32_on_request(library, device, layouts):
     assert (c - exact).abs().max() <= (x.abs().double() @ b.abs().double()).max() * 2**-11
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradients_of_a_sum_take_tensor_cores(library, batch):
+    """A gradient that is one number expanded lies neither by rows nor by columns."""
+    from fastdl import _library, matmul
+
+    a, b = (integers(*batch, *s, dtype=torch.bfloat16).requires_grad_() for s in [(70, 66), (66, 80)])
+    on_device(library, "large tiles")
+    with _library.use("emulated"):
+        matmul(a, b).sum().backward()
+    assert "simt_kernel" not in counters(library)[3]
+    assert torch.equal(a.grad, b.detach().float().sum(-1).unsqueeze(-2).expand(a.shape).bfloat16())
+    assert torch.equal(b.grad, a.detach().float().sum(-2).unsqueeze(-1).expand(b.shape).bfloat16())
+
+
 def test_torchs_setting_chooses(library):
     from fastdl import _library, matmul
 
