@@ -24,7 +24,7 @@ MOST = 16  # ways that are measured; by published experience they hold one withi
 
 FORMAT = 2  # of a device's file; 1 did not tell products with sums or an epilogue from others
 
-Cut = list[int]  # family, tile_m, tile_n, splits, turns, cluster: csrc/gemm/plan_types.h
+Cut = list[int]  # family, tile_m, tile_n, splits, turns, cluster, near: csrc/gemm/plan_types.h
 
 # What goes with a product, as bits (csrc/gemm/plan_cache.h): sums of a's rows, sums of the output's columns, an
 # epilogue beyond scale and bias.

@@ -107,8 +107,8 @@ def wgmma_ways(a: torch.Tensor, b: torch.Tensor, exit: int = 0) -> Iterator[list
     """Every tile, turn, cluster, and whether k is split; chosen while the caller runs."""
     seen = set()
     for way in OPS.gemm_candidates(a, b, 0, exit).tolist():
-        family, tile_m, tile_n, splits, turns, cluster = way
-        key = tile_m, tile_n, splits > 1, turns, cluster
+        family, tile_m, tile_n, splits, turns, cluster, near = way
+        key = tile_m, tile_n, splits > 1, turns, cluster, near
         if family == WGMMA and key not in seen:
             seen.add(key)
             OPS.gemm_choose(a, b, 0, way, exit)

@@ -150,7 +150,7 @@ def test_a_choice_holds_for_its_kind_alone(tuner, library, exit):
         after = {kind: kernels(call) for kind, call in calls.items()}
         assert all(after[kind] == before[kind] for kind in calls if kind != exit), way
         family, tile_m, tile_n, splits = way[:4]
-        assert ("split_sum_kernel" in after[exit]) == (splits > 1)
+        assert ("split_sum_kernel" in after[exit]) == (splits > 1 and not way[6])
         if family == 2 and way[4] != 2:  # wgmma, not the transposed one
             assert f", {tile_m}, {tile_n}, " in after[exit]
 
@@ -187,8 +187,8 @@ def test_a_folder_that_cannot_be_written(tuner, monkeypatch, tmp_path):
 def test_a_way_that_does_not_exist(tuner):
     a = integers(65, 64, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="gemm_choose: this way is none of gemm_candidates; measure again"):
-        tune.CHOOSE(a, a.mT, 0, [0, 1, 2, 3, 4, 5])
-    with pytest.raises(RuntimeError, match="a way has 6 numbers, got 2"):
+        tune.CHOOSE(a, a.mT, 0, [0, 1, 2, 3, 4, 5, 6])
+    with pytest.raises(RuntimeError, match="a way has 7 numbers, got 2"):
         tune.CHOOSE(a, a.mT, 0, [0, 1])
 
 

@@ -61,7 +61,7 @@ const char* launch_repack(Matrix& x, void* to, int64_t rows, int64_t columns, in
 
 // Repacks what the plan says, behind what the split has of the workspace.
 const char* repack_operands(Problem& p, const Plan& plan, void* workspace, void* stream) {
-  char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.splits);
+  char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.parts_in_memory());
   if (plan.repacks_a) {
     const int64_t bytes = Packed(p.a, p.m, p.k, p.batch, p.dtype).bytes;
     if (const char* error = launch_repack(p.a, next, p.m, p.k, p.batch, p.dtype, stream)) return error;
