@@ -31,6 +31,13 @@ def float32_precision() -> int:
     return _torchs_precision() if _scoped is None else _scoped
 
 
+def wished_precision(op: str, mode: str | None) -> int | None:
+    """Return the precision that a call asks for, if it does."""
+    if mode is not None and mode not in _MODES:
+        raise ValueError(f"{op}: float32 must be None or one of {', '.join(_MODES)}, got {mode!r}")
+    return None if mode is None else _MODES[mode]
+
+
 @contextmanager
 def float32_matmul(mode: str) -> Iterator[None]:
     """Choose how kernels multiply float32 inside the scope; a gradient follows the mode of its forward pass.
@@ -85,6 +92,8 @@ class _Gemm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         a, b = ctx.saved_tensors
+        if 1 not in grad_output.stride()[-2:]:  # an expanded gradient, as of a sum: tensor cores want rows or columns
+            grad_output = grad_output.contiguous()
         grad_a = gemm(grad_output, b.mT, *ctx.options) if ctx.needs_input_grad[0] else None
         grad_b = gemm(a.mT, grad_output, *ctx.options) if ctx.needs_input_grad[1] else None
         return grad_a, grad_b, None, None
@@ -138,7 +147,7 @@ def autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _product(a: Tensor, b: Tensor, scale: float, precision: int | None) -> Tensor:
     """Reduce torch.matmul's shapes to one matrix or one batch: views wherever strides allow."""
     vector_a, vector_b = a.dim() == 1, b.dim() == 1
     a = a.unsqueeze(0) if vector_a else a
@@ -146,29 +155,33 @@ def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     rows, columns = a.shape[-2:-1], b.shape[-1:]
     if b.dim() == 2:  # a's batch becomes rows: one product, and b's gradient needs no sum over the batch
         batch = a.shape[:-2]
-        result = gemm(a.flatten(0, -2), b, None, scale)
+        result = gemm(a.flatten(0, -2), b, precision, scale)
     else:
         batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         size = batch.numel()
         a = a.expand(*batch, *a.shape[-2:]).reshape(size, *a.shape[-2:])
         b = b.expand(*batch, *b.shape[-2:]).reshape(size, *b.shape[-2:])
-        result = gemm(a, b, None, scale)
+        result = gemm(a, b, precision, scale)
     return result.reshape(batch + (rows if not vector_a else ()) + (columns if not vector_b else ()))
 
 
-def matmul(input: Tensor, other: Tensor, *, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+def matmul(
+    input: Tensor, other: Tensor, *, scale: float = 1.0, out: Tensor | None = None, float32: str | None = None
+) -> Tensor:
     """Return scale times the matrix product, with torch.matmul's rules for 1-d, 2-d and batched operands.
 
     input: (K,) or (*, M, K); other: (K,) or (*, K, N), batch dimensions broadcast; any strides. Sums are taken in
     float32 (float64 for float64) and scaled before they are rounded. On kernels
     torch.set_float32_matmul_precision("high" or "medium") rounds float32 operands to tf32; the default multiplies them
-    as they are; `float32_matmul` chooses for a scope. CPU tensors, integers and complex numbers take torch's own
-    kernels, and a multiplication where scale is not 1. out: a tensor to write the result to, by torch's kernels.
-    Raises RuntimeError as torch.matmul does.
+    as they are; `float32_matmul` chooses for a scope, and float32, one of its modes, for this call and its gradients.
+    CPU tensors, integers and complex numbers take torch's own kernels, and a multiplication where scale is not 1. out:
+    a tensor to write the result to, by torch's kernels. Raises RuntimeError as torch.matmul does, and ValueError for
+    another mode.
 
     >>> matmul(torch.ones(2, 3), torch.ones(3), scale=0.5)
     tensor([1.5000, 1.5000])
     """
+    precision = wished_precision("matmul", float32)
     if out is not None:
         torch.matmul(input, other, out=out)
         return out if scale == 1 else out.mul_(scale)
@@ -180,4 +193,6 @@ def matmul(input: Tensor, other: Tensor, *, scale: float = 1.0, out: Tensor | No
         and a.size(-1) == b.size(-2 if b.dim() > 1 else -1)
         and all(x == y or 1 in (x, y) for x, y in zip(reversed(a.shape[:-2]), reversed(b.shape[:-2])))
     )
-    return _product(a, b, scale) if fits and has_kernel(GEMM, a, b) else matmul_reference(input, other, 0, scale)
+    if not (fits and has_kernel(GEMM, a, b)):
+        return matmul_reference(input, other, 0, scale)
+    return _product(a, b, scale, precision)

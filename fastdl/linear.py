@@ -8,7 +8,7 @@ from fastdl import _library, tune
 from fastdl.activation import CODES, activate, activation_backward, check_activation
 from fastdl.dropout import apply as drop
 from fastdl.dropout import check_probability, is_ours
-from fastdl.gemm import FLOATING, GEMM, autocast, float32_precision, has_kernel, transforms_active
+from fastdl.gemm import FLOATING, autocast, float32_precision, has_kernel, transforms_active, wished_precision
 from fastdl.linear_backward import BACKWARD, NAMES, drop_by_seed, gradients, rows
 from fastdl.philox import new_seed
 
@@ -40,12 +40,26 @@ FORWARD = _library.define(
 )
 
 
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, seed: Tensor | None,
+    activation: str | None, p: float, save: bool, precision: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the op's output, and the preactivation where it is to be saved; in the fastest way, if that is wanted."""
+    arguments = (input, weight, bias, residual, seed, CODES[activation], p, save, precision)
+    if tune.is_on():
+        plain = activation is None and seed is None and residual is None and not save
+        tune.meet(
+            rows(input.detach()), weight.detach().mT, precision, lambda: FORWARD(*arguments), 0 if plain else tune.FULL
+        )
+    return FORWARD(*arguments)  # type: ignore[no-any-return]
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, residual, seed, activation, p, precision):  # type: ignore[no-untyped-def]
         from_output = activation in SIGNED and residual is None
         save = activation is not None and not from_output
-        output, preactivation = FORWARD(input, weight, bias, residual, seed, CODES[activation], p, save, precision)
+        output, preactivation = forward(input, weight, bias, residual, seed, activation, p, save, precision)
         saved = output if from_output else preactivation if save else None
         ctx.save_for_backward(input, weight, bias, seed, saved)
         ctx.activation, ctx.p, ctx.precision = activation, p, precision
@@ -95,17 +109,19 @@ def linear(
     dropout: float = 0.0,
     residual: Tensor | None = None,
     training: bool = True,
+    float32: str | None = None,
 ) -> Tensor:
     """Return dropout(activation(input weight^T + bias)) + residual; counterpart of torch.nn.functional.linear.
 
     input (*, K), weight (N, K), bias (N), residual (*, N): exactly the output's shape. activation: relu, leaky_relu
     (slope 0.01), silu, gelu (erf) or gelu_tanh. dropout: the probability of a zero, in [0, 1], applied only in
-    training; masks follow torch.manual_seed. Raises ValueError for an unknown activation or a probability outside
-    [0, 1]; RuntimeError as torch.nn.functional.linear does, and for a residual of another shape.
+    training; masks follow torch.manual_seed. float32: a mode of `float32_matmul` for this call and its gradients.
+    Raises ValueError for an unknown activation or mode, or a probability outside [0, 1]; RuntimeError as
+    torch.nn.functional.linear does, and for a residual of another shape.
     """
     check_activation("linear", activation)
     check_probability(dropout)
-    p = float(dropout) if training else 0.0
+    p, wish = float(dropout) if training else 0.0, wished_precision("linear", float32)
     operands = (autocast(input), autocast(weight), bias if bias is None else autocast(bias))
     fused = has_kernel(FORWARD, input, weight) and fits(*operands, residual)
     preactivation = None if fused else F.linear(input, weight, bias)  # torch's error, before a seed is drawn
@@ -119,13 +135,11 @@ def linear(
         if (p == 0 and residual is None) or not is_ours(preactivation):
             return _plain(preactivation, activation, p, residual)
         return drop(preactivation, p, False, activation, residual, 1)
-    seed, precision = new_seed(input.device) if p > 0 else None, float32_precision()
-    if tune.is_on():
-        a, b = rows(operands[0].detach()), operands[1].detach().mT
-        tune.meet(a, b, precision, lambda: GEMM(a, b, precision))
+    seed = new_seed(input.device) if p > 0 else None
+    precision = float32_precision() if wish is None else wish
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, residual)):
         return _Linear.apply(*operands, residual, seed, activation, p, precision)  # type: ignore[no-any-return, no-untyped-call]
-    return FORWARD(*operands, residual, seed, CODES[activation], p, False, precision)[0]  # type: ignore[no-any-return]
+    return forward(*operands, residual, seed, activation, p, False, precision)[0]
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastdl import _library
+from fastdl import _library, tune
 from fastdl.activation import CODES, activation_backward
 from fastdl.gemm import EMULATED, product
 from fastdl.philox import keep_mask
@@ -105,6 +105,8 @@ def gradients(
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     kernels = (grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload) and not sums_apart(grad, precision)
     if needs_weight and needs_bias and kernels and not recorded and input.size(1) > 0:
+        if tune.is_on():
+            tune.meet(grad.mT, input, precision, lambda: GRAD_WEIGHT(grad, input, precision), tune.ROW_SUMS)
         grad_weight, grad_bias = GRAD_WEIGHT(grad, input, precision)
     else:
         grad_weight = product(grad.mT, input, precision) if needs_weight else None

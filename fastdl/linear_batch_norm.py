@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from fastdl import _library
+from fastdl import _library, tune
 from fastdl.activation import CODES, check_activation
 from fastdl.batch_norm import BatchNorm1d, batch_norm_backward_reference, batch_norm_reference
 from fastdl.batch_norm import _backward as norm_backward
@@ -59,7 +59,13 @@ class _LinearBatchNorm(torch.autograd.Function):
         eps, activation, p = args[11:14]
         branches = activation in (CODES["relu"], CODES["leaky_relu"])
         ctx.precision = float32_precision()
-        output, linear, mean, invstd, mask = FORWARD(*args, branches and residual is not None, ctx.precision)
+        options = (branches and residual is not None, ctx.precision)
+        if tune.is_on():  # without the running statistics, which a measurement must not move
+            tune.meet(
+                input, weight.mT, ctx.precision, lambda: FORWARD(*args[:6], None, None, None, *args[9:], *options),
+                tune.COLUMN_SUMS,
+            )  # fmt: skip
+        output, linear, mean, invstd, mask = FORWARD(*args, *options)
         if activation == CODES[None] or mask.numel() > 0:
             residual = None  # the gradient does not depend on it, or the mask says all
         ctx.options = (True, eps, activation, p)

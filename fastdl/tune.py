@@ -22,7 +22,13 @@ from fastdl import _library
 
 MOST = 16  # ways that are measured; by published experience they hold one within a few percent of the best
 
+FORMAT = 2  # of a device's file; 1 did not tell products with sums or an epilogue from others
+
 Cut = list[int]  # family, tile_m, tile_n, splits, turns, cluster, near: csrc/gemm/plan_types.h
+
+# What goes with a product, as bits (csrc/gemm/plan_cache.h): sums of a's rows, sums of the output's columns, an
+# epilogue beyond scale and bias.
+ROW_SUMS, COLUMN_SUMS, FULL = 1, 2, 4
 
 
 def _no_kernels(*args: Any) -> Any:
@@ -31,10 +37,12 @@ def _no_kernels(*args: Any) -> Any:
 
 
 CANDIDATES = _library.define(
-    "gemm_candidates(Tensor a, Tensor b, int precision) -> Tensor", fake=_no_kernels, reference=_no_kernels
+    "gemm_candidates(Tensor a, Tensor b, int precision, int exit=0) -> Tensor", fake=_no_kernels, reference=_no_kernels
 )
 CHOOSE = _library.define(
-    "gemm_choose(Tensor a, Tensor b, int precision, int[] way) -> ()", fake=_no_kernels, reference=_no_kernels
+    "gemm_choose(Tensor a, Tensor b, int precision, int[] way, int exit=0) -> ()",
+    fake=_no_kernels,
+    reference=_no_kernels,
 )
 
 _on = os.environ.get("FASTDL_AUTOTUNE", "0") not in ("", "0")
@@ -46,7 +54,8 @@ def autotune() -> Iterator[None]:
     """Measure, inside the scope, every matrix product met for the first time; what was found stays in use.
 
     Products of CUDA tensors by `fastdl.matmul` and linear layers, forward and backward, are measured when first met
-    (some ten milliseconds each), results unchanged but for the order of additions. Nothing is measured while a graph
+    (some ten milliseconds each) with all that they do on the way, as activations and sums for biases; results stay as
+    they were but for the order of additions. Nothing is measured while a graph
     is captured or compiled. Raises nothing of its own: the file of a device is ignored, with a UserWarning, where it
     cannot be read or belongs to other kernels.
 
@@ -79,6 +88,8 @@ def load(path: Path) -> dict[str, Cut]:
         return {}
     try:
         content = json.loads(path.read_text())
+        if content.get("format") != FORMAT:
+            raise ValueError(f"it has format {content.get('format', 1)}, not {FORMAT}")
         if content["sources"] != _library.BUILD["sources"]:
             raise ValueError("it was measured with other kernels")
         return {str(key): [int(x) for x in cut] for key, cut in content["plans"].items()}
@@ -95,16 +106,16 @@ def save(path: Path, key: str, cut: Cut) -> None:
             plans = {**load(path), key: cut}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".new", delete=False) as file:
-            json.dump({"sources": _library.BUILD["sources"], "plans": plans}, file, indent=1)
+            json.dump({"format": FORMAT, "sources": _library.BUILD["sources"], "plans": plans}, file, indent=1)
         os.replace(file.name, path)
     except OSError as error:
         warnings.warn(f"fastdl.autotune: {path} cannot be written ({error}); this process alone knows", stacklevel=2)
 
 
-def key_of(a: Tensor, b: Tensor, precision: int) -> str:
-    """Return what a measurement holds for: dtype, sizes, strides, alignment, precision."""
+def key_of(a: Tensor, b: Tensor, precision: int, exit: int = 0) -> str:
+    """Return what a measurement holds for: dtype, sizes, strides, alignment, precision, what goes with the product."""
     operands = [f"{tuple(t.shape)} {tuple(t.stride())} +{t.data_ptr() % 16}" for t in (a, b)]
-    return f"{a.dtype} {precision} " + " x ".join(operands)
+    return f"{a.dtype} {precision} {exit} " + " x ".join(operands)
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -124,34 +135,37 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def meet(
-    a: Tensor, b: Tensor, precision: int, product: Callable[[], Any],
+    a: Tensor, b: Tensor, precision: int, product: Callable[[], Any], exit: int = 0,
     timer: Callable[[Callable[[], Any], torch.device], float] | None = None,
 ) -> None:  # fmt: skip
-    """See that the product of two matrices, or batches, is made in the fastest way; measure it when first met."""
+    """See that the product of two matrices, or batches, is made in the fastest way; measure it when first met.
+
+    product: makes it, with what goes with it (`exit`, by bits above), and changes nothing else.
+    """
     by_kernels = CANDIDATES.run not in (CANDIDATES.overload, CANDIDATES.reference)  # executed on the CPU
     if not by_kernels and not (a.is_cuda and "CUDA" in CANDIDATES.implementations()):
         return
     if torch.compiler.is_compiling() or (a.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    key = key_of(a, b, precision)
+    key = key_of(a, b, precision, exit)
     if f"{a.device} {key}" in _met:
         return
     _met.add(f"{a.device} {key}")
-    cuts: list[Cut] = CANDIDATES(a, b, precision).tolist()
+    cuts: list[Cut] = CANDIDATES(a, b, precision, exit).tolist()
     if len(cuts) < 2:
         return
     path = cache_file(a.device)
     cut = load(path).get(key)
     if cut not in cuts:
-        cut = _fastest(a, b, precision, product, cuts[:MOST], timer or seconds)
+        cut = _fastest(a, b, precision, exit, product, cuts[:MOST], timer or seconds)
         save(path, key, cut)
-    CHOOSE(a, b, precision, cut)
+    CHOOSE(a, b, precision, cut, exit)
 
 
-def _fastest(a: Tensor, b: Tensor, precision: int, product: Any, cuts: list[Cut], timer: Any) -> Cut:
+def _fastest(a: Tensor, b: Tensor, precision: int, exit: int, product: Any, cuts: list[Cut], timer: Any) -> Cut:
     times = []
     for cut in cuts:
-        CHOOSE(a, b, precision, cut)
+        CHOOSE(a, b, precision, cut, exit)
         with torch.no_grad():
             times.append(timer(product, a.device))
     return cuts[times.index(min(times))]

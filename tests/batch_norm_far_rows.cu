@@ -20,8 +20,8 @@ __global__ void far_rows_kernel(const __grid_constant__ ForwardArguments f,
                                 const __grid_constant__ BackwardArguments b,
                                 const __grid_constant__ Plan plan, int64_t slice, int64_t rank) {
   using acc_t = accumulator_t<scalar_t>;
-  FASTDL_SHARED(constants, Constants<acc_t>[8 * kVectorSize<scalar_t>]);
-  FASTDL_SHARED(corrections, Correction<acc_t>[8 * kVectorSize<scalar_t>]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
+  FASTDL_SHARED(corrections, RowCorrections<scalar_t>);
   if (int(threadIdx.x) < plan.pack) {
     constants[threadIdx.x] = {acc_t(0.25), acc_t(2), acc_t(-0.5)};
     corrections[threadIdx.x] = {acc_t(0.5), acc_t(1)};

@@ -184,6 +184,31 @@ def test_scope():
         fastdl.float32_matmul("fast").__enter__()
 
 
+def test_a_call_chooses_for_itself_and_its_gradients(library):
+    """Whatever the scope says, before and behind it; errors come first, on CPU tensors too."""
+    library.fastdl_emulator_device(1, 163 << 10, 80)
+    a, b = (torch.randn(s, requires_grad=True) for s in [(130, 70), (70, 90)])
+    calls = [
+        lambda float32: fastdl.matmul(a, b, float32=float32),
+        lambda float32: fastdl.functional.linear(a, b.mT, activation="relu", float32=float32),
+    ]
+    families = {"highest": "simt_kernel", "high": ":mma_kernel", None: ":mma_kernel"}
+    for call in calls:
+        for float32, kernel in families.items():
+            with _library.use("emulated"), fastdl.float32_matmul("high"):
+                counters(library)
+                output = call(float32)
+                forward = counters(library)[3]
+            with _library.use("emulated"):
+                output.square().sum().backward()
+            assert kernel in forward
+            assert kernel in counters(library)[3]
+            torch.testing.assert_close(output, call(None), rtol=1e-2, atol=5e-2)
+        for use in ("auto", "emulated"):
+            with _library.use(use), pytest.raises(ValueError, match=r": float32 must be None or one of .*, got 'fast'"):
+                call("fast")
+
+
 def test_compiled_graphs_follow_the_scope():
     seen = []
 

@@ -151,6 +151,23 @@ def test_split_k_in_a_cluster(library, m, n, splits):
     assert not torch.ops.fastdl_emulated.gemm(a, b.mT).any()
 
 
+def assert_forward_as_good(x, w, bias, residual, activation, p):
+    """Hold output and saved preactivation of the forward kernels to the formula, as good as torch's own."""
+    seed = torch.tensor([SEED]) if p else None
+    ours, saved = torch.ops.fastdl_emulated.linear_forward(x, w, bias, residual, seed, CODES[activation], p, True)
+    kept = keep_mask(ours.shape, torch.tensor([SEED]), p).double() / (1 - p if p < 1 else 1) if p else 1
+
+    def formula(x, w, bias, residual):
+        preactivation = torch.nn.functional.linear(x, w, bias)
+        output = activate(preactivation, activation) * kept
+        return preactivation, output if residual is None else output + residual
+
+    exact = formula(*(None if t is None else t.double() for t in (x, w, bias, residual)))
+    theirs = formula(x, w, bias, residual)
+    assert_as_good(saved, theirs[0], exact[0])
+    assert_as_good(ours, theirs[1].to(ours.dtype), exact[1])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("activation", list(CODES))
 def test_epilogues(library, device, activation):
@@ -160,23 +177,9 @@ def test_epilogues(library, device, activation):
         x, w = (torch.randn(s, dtype=torch.float64).to(dtype) for s in [(m, k), (n, k)])
         bias, z = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
         for p, residual in [(0.0, None), (0.3, z)] if dtype == torch.float32 else [(0.001, None), (1.0, z)]:
-            seed = torch.tensor([SEED]) if p else None
             on_device(library, device)
-            ours, saved = torch.ops.fastdl_emulated.linear_forward(
-                x, w, bias, residual, seed, CODES[activation], p, True
-            )
+            assert_forward_as_good(x, w, bias, residual, activation, p)
             assert ("wgmma_kernel" in counters(library)[3]) == (m == 300)
-            kept = keep_mask((m, n), torch.tensor([SEED]), p) / (1 - p if p < 1 else 1) if p else 1
-
-            def formula(x, w, bias, residual, activation=activation, kept=kept):
-                preactivation = torch.nn.functional.linear(x, w, bias)
-                output = activate(preactivation, activation) * kept
-                return preactivation, output if residual is None else output + residual
-
-            exact = formula(*(None if t is None else t.double() for t in (x, w, bias, residual)))
-            theirs = formula(x, w, bias, residual)
-            assert_as_good(saved, theirs[0], exact[0])
-            assert_as_good(ours, theirs[1].to(dtype), exact[1])
 
 
 def test_nothing_is_read_twice_from_memory_that_a_tile_holds(library):
@@ -209,6 +212,20 @@ def test_tf32_on_request(library, device, layouts):
     exact = x.double() @ b.double()
     assert (c - rounded.double() @ b.double()).abs().max() <= 2 * k * 4 * 2**-11  # ties may go either way
     assert (c - exact).abs().max() <= (x.abs().double() @ b.abs().double()).max() * 2**-11
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_gradients_of_a_sum_take_tensor_cores(library, batch):
+    """A gradient that is one number expanded lies neither by rows nor by columns."""
+    from fastdl import _library, matmul
+
+    a, b = (integers(*batch, *s, dtype=torch.bfloat16).requires_grad_() for s in [(70, 66), (66, 80)])
+    on_device(library, "large tiles")
+    with _library.use("emulated"):
+        matmul(a, b).sum().backward()
+    assert "simt_kernel" not in counters(library)[3]
+    assert torch.equal(a.grad, b.detach().float().sum(-1).unsqueeze(-2).expand(a.shape).bfloat16())
+    assert torch.equal(b.grad, a.detach().float().sum(-2).unsqueeze(-1).expand(b.shape).bfloat16())
 
 
 def test_torchs_setting_chooses(library):

@@ -1,6 +1,7 @@
 """The plan of a product and the schedule of its tiles: pure functions of sizes and device."""
 
 import itertools
+import subprocess
 
 import pytest
 from hypothesis import given, settings
@@ -194,3 +195,11 @@ def test_bad_arguments():
         plan(1, 1, 1, "int8")
     with pytest.raises(ValueError, match="layouts must be two letters"):
         plan(1, 1, 1, layouts="n")
+
+
+def test_cached_plans_are_the_plans_themselves():
+    """Over problems that differ in whatever a plan reads, and in what it does not."""
+    build = pytest.importorskip("emulator.build")
+    program = build.build_program("plain", "gemm_plan_cache", [build.ROOT / "tests" / "gemm_plan_cache.cpp"])
+    result = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "plan cache: ok\n", result.stdout + result.stderr

@@ -9,6 +9,7 @@ from test_gemm_kernel import integers
 
 import fastdl
 from fastdl import _library, tune
+from fastdl.activation import activate
 
 
 @pytest.fixture
@@ -75,15 +76,96 @@ def test_a_later_process_reads_the_file(tuner, monkeypatch):
         assert len(tuner) > measured
 
 
-def test_layers_and_gradients_are_met(tuner):
-    layer = fastdl.nn.Linear(64, 72, dtype=torch.bfloat16)
+@pytest.fixture
+def thirds(tuner, monkeypatch):
+    """The timer likes the third way of every product, and keeps the kernels that each way ran."""
+    ways = []
+
+    def fastest(a, b, precision, exit, product, cuts, timer):
+        ways.append((exit, cuts))
+        for cut in cuts:
+            tune.CHOOSE(a, b, precision, cut, exit)
+            product()
+        return cuts[min(2, len(cuts) - 1)]
+
+    monkeypatch.setattr(tune, "_fastest", fastest)
+    return ways
+
+
+@pytest.mark.parametrize(("activation", "exits"), [(None, [0, 0, tune.ROW_SUMS]), ("gelu", [0, 0, tune.FULL])])
+def test_all_that_a_layer_runs_is_measured(thirds, activation, exits):
+    """Forward with its epilogue, the weight's gradient with the bias's sums, the input's gradient."""
+    layer = fastdl.nn.Linear(64, 72, dtype=torch.bfloat16, activation=activation)
+    x = torch.randn(40, 64, dtype=torch.bfloat16, requires_grad=True)
     with fastdl.autotune():
-        layer(torch.randn(40, 64, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
-    assert len(tune._met) >= 2  # the layer's product and its input's gradient
-    assert layer.weight.grad.isfinite().all()
+        layer(x).sum().backward()
+    assert sorted(exit for exit, _ in thirds) == exits
+    expected = activate(torch.nn.functional.linear(x, layer.weight, layer.bias), activation)
+    torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.02)
+    ours = layer.weight.grad, layer.bias.grad, x.grad
+    layer.weight.grad = layer.bias.grad = x.grad = None
+    expected.sum().backward()
+    for mine, theirs in zip(ours, (layer.weight.grad, layer.bias.grad, x.grad)):
+        torch.testing.assert_close(mine, theirs, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"sources": "other", "plans": {}}', '{"sources": 1}'])
+def test_all_that_blocks_run_is_measured(thirds):
+    """Two layers whose backward sums columns, and a layer whose product leaves moments; statistics move once."""
+    mlp = fastdl.nn.MLP(64, 72, dtype=torch.bfloat16)
+    with fastdl.autotune():
+        mlp(torch.randn(40, 64, dtype=torch.bfloat16)).sum().backward()
+    assert {tune.ROW_SUMS, tune.COLUMN_SUMS, tune.FULL} <= {exit for exit, _ in thirds}
+    thirds.clear()
+    block, twin = (fastdl.nn.LinearBatchNormAct(64, 72, dtype=torch.bfloat16) for _ in range(2))
+    twin.load_state_dict(block.state_dict())
+    x = torch.randn(40, 64, dtype=torch.bfloat16)
+    with fastdl.autotune():
+        block(x)
+    twin(x)
+    assert tune.COLUMN_SUMS in {exit for exit, _ in thirds}
+    assert block.norm.num_batches_tracked == twin.norm.num_batches_tracked == 1
+    torch.testing.assert_close(block.norm.running_mean, twin.norm.running_mean, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("exit", [0, tune.ROW_SUMS, tune.COLUMN_SUMS, tune.FULL])
+def test_a_choice_holds_for_its_kind_alone(tuner, library, exit):
+    """Sums and epilogues are other products: each follows its own choice, whatever the others chose."""
+    g, w = integers(136, 200, dtype=torch.bfloat16), integers(200, 264, dtype=torch.bfloat16)
+    ops = torch.ops.fastdl_emulated
+    calls = {
+        0: lambda: ops.gemm(g, w),
+        tune.ROW_SUMS: lambda: ops.linear_grad_weight(g.mT, w),
+        tune.COLUMN_SUMS: lambda: ops.linear_grad_input(g, w, None, None, 0, 0.0, True),
+        tune.FULL: lambda: ops.linear_forward(g, w.mT, None, None, None, 1, 0.0, False),
+    }
+
+    def kernels(call):
+        counters(library)
+        call()
+        return counters(library)[3]
+
+    before = {kind: kernels(call) for kind, call in calls.items()}
+    for way in tune.CANDIDATES(g, w, 0, exit).tolist():
+        tune.CHOOSE(g, w, 0, way, exit)
+        after = {kind: kernels(call) for kind, call in calls.items()}
+        assert all(after[kind] == before[kind] for kind in calls if kind != exit), way
+        family, tile_m, tile_n, splits = way[:4]
+        assert ("split_sum_kernel" in after[exit]) == (splits > 1 and not way[6])
+        if family == 2 and way[4] != 2:  # wgmma, not the transposed one
+            assert f", {tile_m}, {tile_n}, " in after[exit]
+
+
+def test_a_kind_that_does_not_exist(tuner):
+    a = integers(65, 64, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="gemm_candidates: exit must be 0 to 7, got 8"):
+        tune.CANDIDATES(a, a.mT, 0, 8)
+
+
+OTHERS = '{"format": 2, "sources": "other", "plans": {}}'
+FORMAT_1 = json.dumps({"sources": _library.BUILD["sources"], "plans": {"torch.bfloat16 0 a x b": [0, 64, 64, 1, 0, 1]}})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", OTHERS, '{"format": 2, "sources": 1}', FORMAT_1])
 def test_a_damaged_file_is_ignored(tuner, content):
     path = tune.cache_file(torch.device("cpu"))
     path.parent.mkdir(parents=True)

@@ -220,19 +220,35 @@ FASTDL_DEVICE void for_row_batches(const Column<scalar_t>& column, const RowDrop
   }
 }
 
-// What each element of the thread's vector needs, from the slice's table.
+// What the channels of a slice need, in shared memory. Lanes, whose channels are kSize apart, find theirs
+// side by side: in different banks.
+template <class T, int kSize>
+struct SliceTable {
+  T value[8 * kSize];
+  FASTDL_DEVICE static unsigned place(int k) { return unsigned(k) % kSize * 8 + unsigned(k) / kSize; }
+  FASTDL_DEVICE T& operator[](int k) { return value[place(k)]; }
+  FASTDL_DEVICE const T& operator[](int k) const { return value[place(k)]; }
+};
+
+template <class scalar_t>
+using RowConstants = SliceTable<Constants<accumulator_t<scalar_t>>, kVectorSize<scalar_t>>;
+template <class scalar_t>
+using RowCorrections = SliceTable<Correction<accumulator_t<scalar_t>>, kVectorSize<scalar_t>>;
+
+// What each element of the thread's vector needs.
 template <class T, int kSize>
 struct OfColumn {
   T value[kSize];
-  FASTDL_DEVICE OfColumn(const T* table, int lane) {
+  FASTDL_DEVICE OfColumn(const SliceTable<T, kSize>& table, int lane) {
     for_each<kSize>([&](int j) { value[j] = table[lane * kSize + j]; });
   }
   FASTDL_DEVICE const T& operator()(int j) const { return value[j]; }
 };
 
 // A slice's table where the tensor has no more channels; thread k for channel k.
-template <class T>
-FASTDL_DEVICE void clear_beyond(T* table, const Sizes& size, const Plan& plan, int64_t slice) {
+template <class T, int kSize>
+FASTDL_DEVICE void clear_beyond(SliceTable<T, kSize>& table, const Sizes& size, const Plan& plan,
+                                int64_t slice) {
   const int k = int(threadIdx.x);
   if (k < plan.pack && slice * plan.pack + k >= size.c) table[k] = T{};
 }

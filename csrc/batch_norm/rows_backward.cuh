@@ -21,7 +21,7 @@ struct BehindRows {
   RowDropout<scalar_t> dropout;
 
   FASTDL_DEVICE BehindRows(const BackwardArguments& a, const Divisor& positions,
-                           const Column<scalar_t>& column, const Constants<acc_t>* constants)
+                           const Column<scalar_t>& column, const RowConstants<scalar_t>& constants)
       : a(a),
         column(column),
         constants(constants, column.lane),
@@ -65,7 +65,7 @@ struct BehindRows {
 
   // grad_input and grad_residual of the column; done(row) follows each row.
   template <int kBatch, class F, class G>
-  FASTDL_DEVICE void apply(const Correction<acc_t>* corrections, F read, G done) const {
+  FASTDL_DEVICE void apply(const RowCorrections<scalar_t>& corrections, F read, G done) const {
     const auto correction = [&](int j) { return corrections[column.lane * kSize + j]; };
     const RowWriter<scalar_t> grad_input(a.grad_input, a.size, column);
     const RowWriter<scalar_t> grad_residual(a.grad_residual, a.size, column);
@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<scalar_t>)
   constexpr int kSize = kVectorSize<scalar_t>;
   using Totals = SliceTotals<Sums, kSize>;
   FASTDL_DYNAMIC_SHARED(memory);
-  FASTDL_SHARED(constants, Constants<acc_t>[Totals::kMaxSlice]);
-  FASTDL_SHARED(corrections, Correction<acc_t>[Totals::kMaxSlice]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
+  FASTDL_SHARED(corrections, RowCorrections<scalar_t>);
   FASTDL_SHARED(table, typename Totals::Table);
   static_assert(sizeof constants + sizeof corrections + sizeof table + 16 <= plan_detail::kRowStatic);
   auto* grads = reinterpret_cast<Packet*>(memory);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kSize = kVectorSize<scalar_t>;
   using Totals = SliceTotals<Sums, kSize>;
-  FASTDL_SHARED(constants, Constants<acc_t>[Totals::kMaxSlice]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
   FASTDL_SHARED(table, typename Totals::Table);
   Team team(plan, workspace);
   const int64_t c = team.index * plan.pack + threadIdx.x;
@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<scalar_t>)
     rows_apply_backward_kernel(const __grid_constant__ BackwardArguments a, const __grid_constant__ Plan plan,
                                void* workspace) {
   using acc_t = accumulator_t<scalar_t>;
-  FASTDL_SHARED(constants, Constants<acc_t>[8 * kVectorSize<scalar_t>]);
-  FASTDL_SHARED(corrections, Correction<acc_t>[8 * kVectorSize<scalar_t>]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
+  FASTDL_SHARED(corrections, RowCorrections<scalar_t>);
   const int64_t block = int64_t(gridDim.x) - 1 - blockIdx.x, slice = block / plan.team;
   const int64_t rank = block % plan.team, c = slice * plan.pack + threadIdx.x;
   if (int(threadIdx.x) < plan.pack && c < a.size.c) {

@@ -58,8 +58,8 @@ FASTDL_DEVICE void gather_column(const Column<scalar_t>& column, F read,
 // output of a column; read(row) as above, done(row) follows each.
 template <int kBatch, class scalar_t, class F, class G>
 FASTDL_DEVICE void apply_forward(const ForwardArguments& a, const Divisor& positions,
-                                 const Column<scalar_t>& column,
-                                 const Constants<accumulator_t<scalar_t>>* constants, F read, G done) {
+                                 const Column<scalar_t>& column, const RowConstants<scalar_t>& constants,
+                                 F read, G done) {
   constexpr int kSize = kVectorSize<scalar_t>;
   const OfColumn<Constants<accumulator_t<scalar_t>>, kSize> k(constants, column.lane);
   const RowReader<scalar_t> residual(a.residual, a.size, positions, column);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSize = kVectorSize<scalar_t>;
   using Totals = SliceTotals<Moments<double>, kSize>;
   FASTDL_DYNAMIC_SHARED(memory);
-  FASTDL_SHARED(constants, Constants<acc_t>[Totals::kMaxSlice]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
   FASTDL_SHARED(table, typename Totals::Table);
   static_assert(sizeof constants + sizeof table + 16 <= plan_detail::kRowStatic);
   auto* slots = reinterpret_cast<Packet*>(memory);
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     rows_apply_kernel(const __grid_constant__ ForwardArguments a, const __grid_constant__ Plan plan,
                       void* workspace) {
   using acc_t = accumulator_t<scalar_t>;
-  FASTDL_SHARED(constants, Constants<acc_t>[8 * kVectorSize<scalar_t>]);
+  FASTDL_SHARED(constants, RowConstants<scalar_t>);
   const int64_t block = int64_t(gridDim.x) - 1 - blockIdx.x, slice = block / plan.team;
   const int64_t rank = block % plan.team, c = slice * plan.pack + threadIdx.x;
   Moments<double> given = Moments<double>::none();

@@ -24,13 +24,15 @@ class SliceTotals {
   template <class F, class Done>
   FASTDL_DEVICE void reduce(T (&values)[kSize], F merge, Done done) {
     const int lanes = int(plan_.vectors), lane = thread_ % kWarpSize;
+    T* const row = &table_[thread_ / kWarpSize][lane < lanes ? lane * kSize : 0];
+    const int turn = place(lane * kSize) % kSize;
     for_each<kSize>([&](int j) {
       T value = values[j];
       for (int offset = lanes; offset < kWarpSize; offset *= 2) {
         const T other = shuffle_values(value, offset);
         value = lane & offset ? merge(other, value) : merge(value, other);
       }
-      if (lane < lanes) table_[thread_ / kWarpSize][lane * kSize + j] = value;
+      if (lane < lanes) row[j ^ turn] = value;
     });
     __syncthreads();
     const bool finishes = thread_ < plan_.pack;
@@ -70,11 +72,19 @@ class SliceTotals {
   }
 
  private:
+  // Where a row of the table has channel k. Lanes that write elements of their vectors, kSize channels apart,
+  // and threads that read neighbours find different banks.
+  FASTDL_DEVICE static int place(int k) {
+    const unsigned lane = unsigned(k) / kSize;
+    return k ^ int((lane ^ lane / kSize ^ lane / kSize / kSize) % kSize);
+  }
+
   // Of this thread's channel, over rows of the table.
   template <class F>
   FASTDL_DEVICE T over_rows(int rows, F merge) const {
     T total = T::none();
-    for (int row = 0; row < rows && thread_ < plan_.pack; ++row) total = merge(total, table_[row][thread_]);
+    for (int row = 0; row < rows && thread_ < plan_.pack; ++row)
+      total = merge(total, table_[row][place(thread_)]);
     return total;
   }
 
@@ -101,7 +111,7 @@ class SliceTotals {
       }
       total = merge(total, batch[0]);
     }
-    if (row < rows) table_[row][k] = total;
+    if (row < rows) table_[row][place(k)] = total;
     __syncthreads();
     return over_rows(rows, merge);
   }

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
                                accumulator_t<scalar_t>* partial) {
   using acc_t = accumulator_t<scalar_t>;
   constexpr int kCount = kBackwardColumns;
-  FASTDL_SHARED(sums, acc_t[kBackwardThreads * kCount]);
+  FASTDL_SHARED(sums, acc_t[kCount][kBackwardThreads]);  // slot by slot
   const int lane = int(threadIdx.x) % lanes, slot = int(threadIdx.x) / lanes,
             slots = kBackwardThreads / lanes;
   const int64_t row_block = blockIdx.x / column_blocks;
@@ -51,18 +51,17 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   }
   if (!partial) return;
   FASTDL_UNROLL
-  for (int j = 0; j < kCount; ++j) sums[(slot * kCount + j) * lanes + lane] = sum[j];
+  for (int j = 0; j < kCount; ++j) sums[j][threadIdx.x] = sum[j];
   for (int half = slots / 2; half > 0; half /= 2) {  // in pairs: few roundings
     __syncthreads();
     if (slot >= half) continue;
     FASTDL_UNROLL
-    for (int j = 0; j < kCount; ++j)
-      sums[(slot * kCount + j) * lanes + lane] += sums[((slot + half) * kCount + j) * lanes + lane];
+    for (int j = 0; j < kCount; ++j) sums[j][threadIdx.x] += sums[j][int(threadIdx.x) + half * lanes];
   }
   if (slot > 0) return;
   FASTDL_UNROLL
   for (int j = 0; j < kCount; ++j) {
-    if (j < inside) store(partial + row_block * p.n + column + j, sums[j * lanes + lane]);
+    if (j < inside) store(partial + row_block * p.n + column + j, sums[j][lane]);
   }
 }
 

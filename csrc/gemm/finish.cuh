@@ -7,6 +7,30 @@ namespace fastdl::gemm {
 
 constexpr int kFinishColumns = 8;  // that a thread takes at once
 
+// Threads whose vectors lie kParts apart would meet in the same banks. So thread i begins with another one of
+// its own: of 8 neighbours, whose 16 bytes are served at once, all 32 banks are asked.
+template <int kParts>
+FASTDL_DEVICE int first_part(int i) {
+  return i / (8 / kParts) % kParts;
+}
+
+// part[v ^ turn] <-> part[v] for all v, without an index at run time.
+template <int kParts, class acc_t, int kEach>
+FASTDL_DEVICE void exchange_parts(Vector<acc_t, kEach> (&part)[kParts], int turn) {
+  FASTDL_UNROLL
+  for (int bit = 1; bit < kParts; bit *= 2) {
+    FASTDL_UNROLL
+    for (int v = 0; v < kParts; ++v) {
+      if (v & bit) continue;
+      FASTDL_UNROLL
+      for (int j = 0; j < kEach; ++j) {
+        const acc_t low = part[v][j], high = part[v | bit][j];
+        part[v][j] = turn & bit ? high : low, part[v | bit][j] = turn & bit ? low : high;
+      }
+    }
+  }
+}
+
 // Lines [0, kLines) of tile [kLines][kPitch] hold rows row_of(line) of the work's tile of kColumns columns.
 // They leave as output or as a part of a split; `keeps`: the stored values replace the sums. The caller has
 // put a barrier before, and puts one before the tile is overwritten.
@@ -23,12 +47,17 @@ FASTDL_DEVICE void finish_lines(const Problem& p, const TileGrid& grid, const Ti
     const int line = i / kAcross, c = i % kAcross * kCount;
     const int64_t row = row0 + row_of(line), column = column0 + c;
     if (row >= p.m || column >= p.n) continue;
-    using Part = Vector<acc_t, 16 / sizeof(acc_t)>;
-    constexpr int kEach = 16 / sizeof(acc_t);
-    Part* from = reinterpret_cast<Part*>(tile + line * kPitch + c);
+    constexpr int kEach = 16 / sizeof(acc_t), kParts = kCount / kEach;
+    using Part = Vector<acc_t, kEach>;
+    Part* const from = reinterpret_cast<Part*>(tile + line * kPitch + c);
+    const int turn = first_part<kParts>(i);
+    Part part[kParts];
+    FASTDL_UNROLL
+    for (int v = 0; v < kParts; ++v) part[v] = from[v ^ turn];
+    exchange_parts(part, turn);
     Vector<acc_t, kCount> value;
     FASTDL_UNROLL
-    for (int j = 0; j < kCount; ++j) value[j] = from[j / kEach][j % kEach];
+    for (int j = 0; j < kCount; ++j) value[j] = part[j / kEach][j % kEach];
     const Columns at{work.batch, row, column, p.n - column < kCount ? int(p.n - column) : kCount};
     if (grid.splits > 1) {
       store_partial(workspace, p, grid, work, at, value);
@@ -37,7 +66,10 @@ FASTDL_DEVICE void finish_lines(const Problem& p, const TileGrid& grid, const Ti
     finish<true, scalar_t>(p, at, seed, value);
     if (keeps) {
       FASTDL_UNROLL
-      for (int j = 0; j < kCount; ++j) from[j / kEach][j % kEach] = value[j];
+      for (int j = 0; j < kCount; ++j) part[j / kEach][j % kEach] = value[j];
+      exchange_parts(part, turn);
+      FASTDL_UNROLL
+      for (int v = 0; v < kParts; ++v) from[v ^ turn] = part[v];
     }
   }
 }

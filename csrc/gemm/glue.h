@@ -68,12 +68,14 @@ struct Dropout {
   }
 };
 
-// The plan of a product on this device.
+// The plan of a product on this device: measured, or else estimated.
 inline Plan planned(Problem& p) {
   align(p);
   const Machine device = machine();
-  const auto tuned = TunedPlans::get().find(p, device);
-  return tuned ? *tuned : plan(p, device);
+  return cached_plan(p, device, TunedPlans::get().generation(), [&] {
+    const auto tuned = TunedPlans::get().find(p, device);
+    return tuned ? *tuned : plan(p, device);
+  });
 }
 
 inline void run(const char* op, const Problem& p, const Plan& chosen, const Tensor& like) {

@@ -7,6 +7,18 @@ namespace {
 
 constexpr int64_t kFields = sizeof(Cut) / sizeof(int);
 
+// The product of a and b with what goes with it, to be asked about, not to be run. exit: bits of Exit.
+Problem asked(const char* op, const Tensor& a, const Tensor& b, int64_t precision, int64_t exit) {
+  STD_TORCH_CHECK(exit >= 0 && exit <= (kRowSums | kColumnSums | kFull), op, ": exit must be 0 to 7, got ",
+                  exit);
+  Problem p = product_of(op, a, b, precision);
+  static float anywhere;  // that it is there is all that plans ask
+  if (exit & kRowSums) p.a_sums = &anywhere;
+  if (exit & kColumnSums) p.epilogue.column_sums = &anywhere;
+  if (exit & kFull) p.epilogue.activation = 1;
+  return p;
+}
+
 std::vector<Plan> plans_of(Problem& p) {
   std::vector<Plan> plans;
   if (p.m == 0 || p.n == 0 || p.batch == 0) return plans;
@@ -21,9 +33,9 @@ std::vector<Plan> plans_of(Problem& p) {
 
 // The ways to make the product, the one of the fewest estimated cycles first: (ways, 7) int64 on the CPU, of
 // Cut's fields.
-Tensor gemm_candidates(const Tensor& a, const Tensor& b, int64_t precision) {
+Tensor gemm_candidates(const Tensor& a, const Tensor& b, int64_t precision, int64_t exit) {
   const DeviceGuard guard(a);
-  Problem p = product_of("gemm_candidates", a, b, precision);
+  Problem p = asked("gemm_candidates", a, b, precision, exit);
   const std::vector<Plan> plans = plans_of(p);
   const int64_t shape[] = {int64_t(plans.size()), kFields};
   Tensor ways = torch::stable::empty({shape, 2}, ScalarType::Long, std::nullopt,
@@ -37,7 +49,8 @@ Tensor gemm_candidates(const Tensor& a, const Tensor& b, int64_t precision) {
 }
 
 // From now on products of these sizes and layouts are made like this, in this process.
-void gemm_choose(const Tensor& a, const Tensor& b, int64_t precision, std::vector<int64_t> way) {
+void gemm_choose(const Tensor& a, const Tensor& b, int64_t precision, std::vector<int64_t> way,
+                 int64_t exit) {
   const DeviceGuard guard(a);
   STD_TORCH_CHECK(int64_t(way.size()) == kFields, "gemm_choose: a way has ", kFields, " numbers, got ",
                   way.size());
@@ -45,7 +58,7 @@ void gemm_choose(const Tensor& a, const Tensor& b, int64_t precision, std::vecto
   int* const fields[kFields] = {&cut.family, &cut.tile_m,  &cut.tile_n, &cut.splits,
                                 &cut.turns,  &cut.cluster, &cut.near};
   for (int64_t i = 0; i < kFields; ++i) *fields[i] = int(way[size_t(i)]);
-  Problem p = product_of("gemm_choose", a, b, precision);
+  Problem p = asked("gemm_choose", a, b, precision, exit);
   const std::vector<Plan> plans = plans_of(p);
   const bool known = std::any_of(plans.begin(), plans.end(), [&](const Plan& x) { return x.cut() == cut; });
   STD_TORCH_CHECK(known, "gemm_choose: this way is none of gemm_candidates; measure again");

@@ -49,6 +49,7 @@ struct Plan {
   Cut cut() const { return {family, tile_m, tile_n, splits, turns, cluster, near}; }
   int parts_in_memory() const { return near ? 1 : splits; }
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
+  bool operator==(const Plan&) const = default;
 };
 
 }  // namespace fastdl::gemm

@@ -6,7 +6,8 @@
 namespace fastdl::gemm {
 
 // 256 threads make a square tile of kTile = 64 kSub: 8 warps as 4 x 2, 32 lanes as 4 x 8, each thread kSub x
-// kSub squares of 4 x 4 sums, so that a warp reads whole lines of shared memory.
+// kSub squares of 4 x 4 sums (of doubles two columns here, two there): a warp reads whole lines of shared
+// memory.
 template <class scalar, int sub>
 struct SimtShape {
   using scalar_t = scalar;
@@ -88,7 +89,10 @@ __global__ void __launch_bounds__(Shape::kThreads, sizeof(typename Shape::scalar
   using scalar_t = typename Shape::scalar_t;
   using acc_t = typename Shape::acc_t;
   using Vector4 = Vector<acc_t, 4>;
+  using Part = Vector<acc_t, 16 / sizeof(acc_t)>;
   constexpr int kTile = Shape::kTile, kPitch = Shape::kPitch, kDepth = Shape::kDepth, kSub = Shape::kSub;
+  constexpr int kEach = 16 / sizeof(acc_t),
+                kAcross = 8 * kEach;  // columns of a thread, and of 8, side by side
   FASTDL_DYNAMIC_SHARED(memory);
   using Stage = acc_t[kDepth][kPitch];
   Stage* const a_tile = reinterpret_cast<Stage*>(memory);
@@ -108,7 +112,8 @@ __global__ void __launch_bounds__(Shape::kThreads, sizeof(typename Shape::scalar
   for (int i = 0; i < Shape::kPer; ++i) row_sum[i][threadIdx.x] = acc_t(0);
 
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-  const int row = warp / 2 * (16 * kSub) + lane / 8 * 4, column = warp % 2 * (32 * kSub) + lane % 8 * 4;
+  const int row = warp / 2 * (16 * kSub) + lane / 8 * 4, column = warp % 2 * (32 * kSub) + lane % 8 * kEach;
+  const auto column_of = [&](int j) { return column + j / kEach * kAcross + j % kEach; };  // of sum[][j]
   acc_t sum[kSub * 4][kSub * 4];
   FASTDL_UNROLL
   for (int i = 0; i < kSub * 4; ++i) {
@@ -126,17 +131,21 @@ __global__ void __launch_bounds__(Shape::kThreads, sizeof(typename Shape::scalar
     if (tile > 0) {
 #pragma unroll 2  // more would spill
       for (int k = 0; k < kDepth; ++k) {
-        Vector4 left[kSub], right[kSub];
+        Vector4 left[kSub];
+        Part right[kSub * 4 / kEach];
         FASTDL_UNROLL
         for (int i = 0; i < kSub; ++i) {
           left[i] = *reinterpret_cast<const Vector4*>(&a_tile[stage ^ 1][k][row + 16 * i]);
-          right[i] = *reinterpret_cast<const Vector4*>(&b_tile[stage ^ 1][k][column + 32 * i]);
+        }
+        FASTDL_UNROLL
+        for (int j = 0; j < kSub * 4; j += kEach) {
+          right[j / kEach] = *reinterpret_cast<const Part*>(&b_tile[stage ^ 1][k][column_of(j)]);
         }
         FASTDL_UNROLL
         for (int i = 0; i < kSub * 4; ++i) {
           FASTDL_UNROLL
           for (int j = 0; j < kSub * 4; ++j) {
-            sum[i][j] = fma(left[i / 4][i % 4], right[j / 4][j % 4], sum[i][j]);
+            sum[i][j] = fma(left[i / 4][i % 4], right[j / kEach][j % kEach], sum[i][j]);
           }
         }
       }
@@ -182,7 +191,7 @@ __global__ void __launch_bounds__(Shape::kThreads, sizeof(typename Shape::scalar
       if (i / 4 != band) continue;
       FASTDL_UNROLL
       for (int j = 0; j < kSub * 4; ++j) {
-        lines[(warp / 2 * 16 + lane / 8 * 4 + i % 4) * kPitch + column + j / 4 * 32 + j % 4] = sum[i][j];
+        lines[(warp / 2 * 16 + lane / 8 * 4 + i % 4) * kPitch + column_of(j)] = sum[i][j];
       }
     }
     __syncthreads();

@@ -6,24 +6,23 @@
 #include <mutex>
 #include <optional>
 #include "gemm/plan.h"
+#include "gemm/plan_cache.h"
 
 namespace fastdl::gemm {
 
-// What a measurement holds for: sizes, dtype, and how the operands lie.
-using TunedKey = std::array<int64_t, 9>;
+// What a measurement holds for: sizes, dtype, how the operands lie, and what goes with the product: sums
+// allow fewer ways, and an epilogue takes time. Which one it is changes little.
+using TunedKey = std::array<int64_t, 10>;
 
 inline TunedKey tuned_key(const Problem& p, const Machine& machine) {
-  const auto lies = [&](const Matrix& x, int64_t rows, int64_t columns) {
-    const int64_t adjacent = x.column == 1 ? 1 : x.row == 1 ? 2 : 0;
-    return adjacent * 4 + (x.batch == 0) * 2 + tma_reads(x, rows, columns, p.batch, p.dtype);
-  };
   return {p.m,
           p.n,
           p.k,
           p.batch,
           p.dtype * 8 + p.precision,
-          lies(p.a, p.m, p.k),
-          lies(p.b, p.k, p.n),
+          exit_class(p),
+          operand_class(p.a, p.m, p.k, p.batch, p.dtype),
+          operand_class(p.b, p.k, p.n, p.batch, p.dtype),
           machine.capability,
           machine.multiprocessors};
 }
@@ -38,8 +37,11 @@ class TunedPlans {
     const std::lock_guard<std::mutex> lock(mutex_);
     cuts_[key] = cut;
     any_ = true;
+    ++generation_;
   }
-  // Where the choice does not make this product (it was measured without column sums, say): none.
+  // Grows with every choice.
+  uint64_t generation() const { return generation_; }
+  // Where the choice does not make this product: none.
   std::optional<Plan> find(const Problem& p, const Machine& machine) {
     if (!any_) return std::nullopt;
     Cut cut;
@@ -60,6 +62,7 @@ class TunedPlans {
   std::mutex mutex_;
   std::map<TunedKey, Cut> cuts_;
   std::atomic<bool> any_ = false;
+  std::atomic<uint64_t> generation_ = 1;
 };
 
 }  // namespace fastdl::gemm

@@ -131,7 +131,7 @@ def compile_all(jobs: Sequence[tuple[Path, list[str]]], folder: Path) -> list[Pa
 
 
 def runtime_jobs(flavour: str) -> list[tuple[Path, list[str]]]:
-    race = ("race.cpp", "race_report.cpp", "tsan.cpp")
+    race = ("banks.cpp", "bank_passes.cpp", "race.cpp", "race_report.cpp", "tsan.cpp")
     sources = sorted(p for p in EMULATOR.glob("*.cpp") if flavour == "race" or p.name not in race)
     return [(source, [*COMMON, *FLAVOURS[flavour]["runtime"]]) for source in sources]
 

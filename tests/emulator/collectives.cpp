@@ -40,6 +40,7 @@ void arrive(Barrier& barrier, int expected, bool wait, Wait kind, int id, bool w
   ++barrier.arrived;
   if (race) barrier.members.push_back(current);
   if (wait) barrier.waiters.push_back(current);
+  if (banks && wait) banks->meet(current);
   if (barrier.arrived == barrier.expected) {
     release(barrier);
   } else if (wait) {
@@ -155,6 +156,7 @@ void warp_collective(uint32_t mask, int operation, void* payload, Complete compl
   }
   pending.payload[self->lane] = payload;
   pending.arrived |= bit;
+  if (banks && (mask | warp.exited) == warp.existing) banks->meet(self);
   // As on the GPU, lanes that have exited are not waited for.
   if (pending.arrived == (mask & warp.existing & ~warp.exited)) {
     complete(warp, index);
@@ -184,6 +186,7 @@ void warpgroup_collective(int operation, void* payload, Complete complete_functi
          warpgroup.site.line);
   }
   warpgroup.payload[self->linear % 128] = payload;
+  if (banks) banks->meet(self);
   if (++warpgroup.arrived < 128) return block_here(Wait::kWarpgroup, site);
   warpgroup.arrived = 0;
   if (complete_function) complete_function(warpgroup.payload, 0);

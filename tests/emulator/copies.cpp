@@ -24,6 +24,7 @@ void copy_async(uint32_t to, const void* from, int bytes, int valid, Site site) 
   check_aligned(from, size_t(bytes), site);
   void* target = shared_pointer(to, size_t(bytes), size_t(bytes), site);
   access(target, size_t(bytes), true, site);
+  if (banks) banks->touch(current, target, size_t(bytes), true, 0, site);
   if (valid) access(from, size_t(valid), false, site);
   count_traffic(from, size_t(valid), false);
   const CopyAsync copy{target, from, bytes, valid, site};

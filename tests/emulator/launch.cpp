@@ -75,6 +75,7 @@ void run_group(uint64_t number) {
   g.live = g.fiber_count();
   g.grid_barrier = Barrier{};
   if (race) race->begin_group();
+  if (banks) banks->begin_group();
   for (unsigned i = 0; i < g.block_count; ++i) set_up_block(i, number);
   for (unsigned i = 0; i < g.fiber_count(); ++i) g.ready.push_back(&g.fibers[i]);
   if (settings().order == Order::kReverse) std::reverse(g.ready.begin(), g.ready.end());

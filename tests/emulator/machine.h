@@ -201,6 +201,18 @@ struct RaceChecker {
 };
 extern RaceChecker* race;
 
+// The counter of shared memory's passes; null unless a test asks.
+struct BankCounter {
+  void (*begin_group)();
+  // An access of one lane, at an instruction's address or a site.
+  void (*touch)(const Fiber* fiber, const void* pointer, size_t bytes, bool write, uintptr_t place,
+                Site site);
+  void (*matrices)(uint16_t* const (*rows)[8], int count, bool write, Site site);
+  void (*meet)(const Fiber* fiber);   // it waits for all lanes of its warp
+  void (*leave)(const Fiber* fiber);  // it has exited
+};
+extern BankCounter* banks;
+
 // control.cpp
 void count_launch(const std::string& name);
 bool in_shared_memory(const void* pointer);

@@ -54,6 +54,7 @@ void complete_matrix(void** payload, uint32_t lanes) {
       if (first.load) memcpy(element[m][r], rows[m][r], 16);
     }
   }
+  if (banks) banks->matrices(rows, first.count, first.store != nullptr, first.site);
   for (int lane = 0; lane < 32; ++lane) {
     const MatrixPayload& p = at(lane);
     for (int m = 0; m < first.count; ++m) {

@@ -235,4 +235,13 @@ MISTAKES = [
     Mistake(106, "copy", "no barrier after cp.async", "race", "forward", "eager", "UNINITIALISED SHARED MEMORY"),
     Mistake(107, "bulk", "a fenced write under a bulk store", "plain", "forward", "eager", "overwritten under a bulk"),
     Mistake(108, "elected", "elect in two branches", "plain", "forward", "eager", "DIVERGENT WARP"),
+    Mistake(
+        110,
+        "transposed_tile",
+        "lines of 32 words read by columns",
+        "race",
+        "forward",
+        "eager",
+        "bank conflicts at banks.cu:",
+    ),
 ]

@@ -132,7 +132,8 @@ void begin_group() {
   state.snapshots.clear();
   state.clocks.clear();
   state.slot_epochs.assign(kAsyncSlots, 0);
-  state.on = state.thread_count <= kMaxThreads;
+  state.on = state.thread_count <= kMaxThreads && !banks;
+  if (banks) return;
   if (!state.on) {
     fprintf(stderr, "emulator: no race check of %u threads together\n", state.thread_count);
     return;
@@ -288,6 +289,7 @@ void plain_access(const void* pointer, size_t bytes, bool write, const void* ret
       within(&current_grid_dim, sizeof(dim3)) || within(&current, sizeof current)) {
     return;
   }
+  if (banks) banks->touch(fiber, pointer, bytes, write, uintptr_t(return_address), {});
   if (!state.on) return;
   const uint32_t program_counter = uint32_t(uintptr_t(return_address) - library_base());
   check_range(pointer, bytes, now_of(fiber, write, {}, program_counter));

@@ -106,6 +106,7 @@ inline void advance(const Fiber* fiber) { ++thread_of(fiber).clock.own[fiber->gl
 
 // race_report.cpp
 uintptr_t library_base();
+std::string source_line(uint32_t program_counter);  // FILE:LINE of an instruction of the library
 // Ends the launch with a report of an access, and of the earlier one that it is not ordered after (or null).
 [[noreturn]] void report(const char* kind, const unsigned char* pointer, const Access* earlier,
                          bool earlier_write, const Access& now, bool write, Site site);

@@ -13,17 +13,16 @@ uintptr_t library_base() {
   return base;
 }
 
-namespace {
-
 std::string source_line(uint32_t program_counter) {
   Dl_info info;
   if (!program_counter) return "an emulated instruction";
   if (!dladdr(reinterpret_cast<void*>(&library_base), &info)) return "?";
   char command[600], line[600] = "?";
-  snprintf(command, sizeof command, "addr2line -e '%s' 0x%x 2>/dev/null", info.dli_fname,
+  snprintf(command, sizeof command, "addr2line -i -e '%s' 0x%x 2>/dev/null", info.dli_fname,
            program_counter - 1);
   if (FILE* pipe = popen(command, "r")) {
-    if (!fgets(line, sizeof line, pipe)) snprintf(line, sizeof line, "?");
+    // From the innermost function out: load() and store() pass an access on, their caller is the place.
+    while (fgets(line, sizeof line, pipe) && strstr(line, "/vector.cuh:")) continue;
     pclose(pipe);
   }
   std::string text = line;
@@ -31,6 +30,8 @@ std::string source_line(uint32_t program_counter) {
   const size_t slash = text.rfind('/');
   return slash == std::string::npos ? text : text.substr(slash + 1);
 }
+
+namespace {
 
 std::string describe(const Access& access) {
   std::string who = "thread " + std::to_string(access.thread);

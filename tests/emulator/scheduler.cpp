@@ -10,6 +10,7 @@ __thread Fiber* current;
 __thread dim3 current_block_dim, current_grid_dim;
 __thread Group* group;
 RaceChecker* race = nullptr;
+BankCounter* banks = nullptr;
 
 uint32_t Group::random() {
   random_state ^= random_state << 13;
@@ -135,6 +136,7 @@ void on_exit(Fiber* fiber) {
   ++block.exited;
   Warp& warp = *fiber->warp;
   warp.exited |= 1u << fiber->lane;
+  if (banks) banks->leave(fiber);
   complete_without(warp);
   for (const Barrier& barrier : block.barriers) {
     if (barrier.arrived && barrier.whole_block) {
