@@ -442,7 +442,7 @@ def test_opcheck():
     row |= {"ema_decay": -1.0, "eps": 1e-8}
     opcheck(
         torch.ops.fastdl.optim_step_.default,
-        (1, [p], [g], [torch.tensor(0.0), m, v], [], [1], list(row.values()), None, None, 1.0, None, None, []),
+        (1, [p], [g], [torch.tensor(0.0), m, v], [], [1], list(row.values()), None, None, 1.0, None, [], []),
         test_utils=("test_schema", "test_faketensor"),
     )
     assert "CPU" in _library._ops["optim_step_"].implementations()

@@ -70,6 +70,46 @@ def test_one_launch_and_nothing_else(device, sizes, capability, copies, argument
     assert_near(params, other)
 
 
+ROUNDING = [(optim.SGD, {}), (optim.SGD, {"momentum": 0.9}), (optim.AdamW, {}), (optim.RMSprop, {})]
+
+
+def start_rounding(device, cls, **options):
+    """Return two equal optimizers of bfloat16 parameters in their steady state, one step behind each other."""
+    params = parameters(torch.bfloat16, sizes=((5000,), (5, 5), (0,)))
+    pair = [cls(ps, stochastic_rounding=True, rounding_seed=9, **options) for ps in (params, twins(params))]
+    for _ in range(2):
+        give_gradients(*(o.param_groups[0]["params"] for o in pair))
+        for optimizer in pair:
+            device.step(optimizer)
+    return pair
+
+
+@pytest.mark.parametrize(("cls", "options"), ROUNDING)
+def test_rounding_is_in_the_launch(device, cls, options):
+    """No seed is drawn for it: nothing else is launched, sent, or asked of a generator."""
+    ours, _ = start_rounding(device, cls, **options)
+    generator = torch.get_rng_state()
+    for _ in range(3):
+        assert device.step(ours)[:2] == (1, 0)
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("cls", "options"), ROUNDING)
+def test_a_graph_that_rounds_draws_new_bits_at_every_replay(device, cls, options):
+    ours, theirs = start_rounding(device, cls, **options)
+    (p, *rest), others = ours.param_groups[0]["params"], theirs.param_groups[0]["params"]
+    device.library.fastdl_emulator_capture(1)
+    device.step(ours)
+    device.library.fastdl_emulator_capture(0)
+    seen = set()
+    for _ in range(4):
+        device.library.fastdl_emulator_replay()
+        device.step(theirs)
+        assert all(torch.equal(a, b) for a, b in zip([p, *rest], others))
+        seen.add(p.detach().view(torch.int16).numpy().tobytes())
+    assert len(seen) == 4
+
+
 def test_records_are_sent_again_when_one_moves(device):
     ours, params, theirs, other = start(device, ((64,), (5, 5)))
     for change, copies in [(lambda: None, 0), (lambda: setattr(params[0], "data", params[0].data.clone()), 1)]:

@@ -189,9 +189,9 @@ def test_what_cannot_be_taken_again_is_said():
     step(ours, theirs, 0)
     rows = [(group, ("step",), [0.0]) for group in ours.param_groups]
     with pytest.raises(ValueError, match="not a step to be taken again"):
-        _replay._C.OptimReplay(1, rows, ours.state, None, None, None, 0, None, None)
+        _replay._C.OptimReplay(1, rows, ours.state, None, None, 0, None, None)
     with pytest.raises(ValueError, match="not a step to be taken again"):
-        _replay._C.OptimReplay(1, [], ours.state, None, None, None, 0, None, None)
+        _replay._C.OptimReplay(1, [], ours.state, None, None, 0, None, None)
 
 
 def test_options_that_could_change_in_place_are_read_anew():
@@ -214,8 +214,9 @@ def test_a_learning_rate_on_the_device_is_read_where_it_lies():
         rate.mul_(0.5)
 
 
-def test_parameters_without_gradients_stay_out():
-    ours, theirs = make()
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16, "stochastic_rounding": True, "rounding_seed": 5}])
+def test_parameters_without_gradients_stay_out(options):
+    ours, theirs = make(**options)
     for k in range(6):
         for optimizer in (ours, theirs):
             all_params(optimizer)[1].requires_grad_(k == 4)

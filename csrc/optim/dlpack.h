@@ -6,7 +6,7 @@
 namespace fastdl::dlpack {
 
 constexpr int32_t kCpu = 1;                               // DLDevice::type
-constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;      // DLDataType::code
+constexpr uint8_t kFloat = 2, kBfloat = 4;                // DLDataType::code
 constexpr uint32_t kMajorVersion = 1, kMinorVersion = 3;  // the first with DLPackExchangeAPI
 
 struct Device {

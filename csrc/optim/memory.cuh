@@ -79,13 +79,13 @@ FASTDL_DEVICE bool is_low_precision(Dtype dtype) { return dtype == kFloat16 || d
 
 // Rounds in place to values that a 16-bit operand holds exactly.
 template <class T, int kWidth>
-FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, uint64_t seed, int64_t index,
+FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, RoundingKey key, int64_t index,
                                         uint32_t ordinal, int slot) {
   Philox4 words{};
   FASTDL_UNROLL
   for (int j = 0; j < kWidth; ++j) {
     const uint64_t i = uint64_t(index + j);
-    if (j == 0 || i % 4 == 0) words = rounding_words(seed, i, ordinal, slot);
+    if (j == 0 || i % 4 == 0) words = rounding_words(key, i, rounding_stream(ordinal, slot));
     const float value = float(values[j]);
     const uint32_t bits = rounding_bits(words, i, slot);
     const float rounded = dtype == kFloat16 ? round_to_float16(value, bits)

@@ -69,12 +69,12 @@ std::vector<char> make_table(const std::vector<Options>& rows, const std::vector
 void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                 std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                 std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
-                std::vector<Tensor> workspace) {
+                optional<double> max_grad_norm, optional<Tensor> grad_norm,
+                std::vector<int64_t> ordinals, std::vector<Tensor> workspace) {
   if (params.empty()) return;
   const RuleName name = RuleName(rule);
   const std::vector<Options> rows = read_options(options);
-  const Lists lists{params, grads, states, counts};
+  const Lists lists{params, grads, states, counts, ordinals};
   check_lists(lists, rows.size());
   std::vector<Record> records = RecordReader(name, lists).read(rows);
 
@@ -82,10 +82,10 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   a.tiles = number_tiles(records);
   a.count = int32_t(records.size());
   a.row_count = int32_t(rows.size());
+  a.counts = any_step(records);
   a.grad_scale = pointer<float>(grad_scale, ScalarType::Float, "grad_scale");
   a.found_inf = pointer<float>(found_inf, ScalarType::Float, "found_inf");
   a.grad_norm = pointer<float>(grad_norm, ScalarType::Float, "grad_norm");
-  a.seed = pointer<int64_t>(seed, ScalarType::Long, "seed");
   a.max_grad_norm = max_grad_norm.value_or(0);
   for (const Record& r : records) {
     STD_TORCH_CHECK(!r.master.tensor || r.master.dtype == ScalarType::Float,

@@ -8,11 +8,19 @@
 
 namespace fastdl::optim {
 
+// Under one seed no bits come twice: a parameter's streams are its own, and each of its steps is a counter's
+// word.
+struct RoundingKey {
+  uint64_t seed;
+  uint32_t step;  // as the parameter counts its steps
+};
+
 // Random bits for element `index` of a parameter's operand `slot` (0: the parameter, 1...: its states). Four
 // elements and two operands share a Philox call; each parameter has two streams.
 FASTDL_HOST_DEVICE uint32_t rounding_stream(uint32_t ordinal, int slot) { return 2 * ordinal + slot / 2; }
-FASTDL_HOST_DEVICE Philox4 rounding_words(uint64_t seed, uint64_t index, uint32_t ordinal, int slot) {
-  return philox(seed, index / 4, rounding_stream(ordinal, slot));
+FASTDL_HOST_DEVICE Philox4 rounding_words(RoundingKey key, uint64_t index, uint32_t stream) {
+  return philox_block({{uint32_t(index / 4), uint32_t(index / 4 >> 32), stream, key.step}},
+                      uint32_t(key.seed), uint32_t(key.seed >> 32));
 }
 // An operand's half of its element's word: word index % 4 of the call.
 FASTDL_HOST_DEVICE uint32_t rounding_half(uint32_t word, int slot) {

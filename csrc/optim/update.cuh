@@ -139,17 +139,16 @@ struct Prepared {
   Rule rule;
   T ema_weight;
   bool rounds, zeroes;
-  uint64_t seed;
+  RoundingKey key;
   void* grad;
 
-  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const int64_t* seed,
-                         void* grad)
+  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, void* grad)
       : shared(o, lr, factor),
         rule(o, lr, step),
         ema_weight(T(1 - o.ema_decay)),
         rounds(o.stochastic_rounding != 0),
         zeroes(o.zero_grad != 0),
-        seed(seed ? uint64_t(*seed) : 0),
+        key{uint64_t(o.rounding_seed), uint32_t(uint64_t(step))},
         grad(grad) {}
 };
 
@@ -176,12 +175,12 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
   FASTDL_UNROLL
   for (int k = 0; k < kStates; ++k) {
     if (c.rounds && is_low_precision(r.state_dtype[k])) {
-      round_stochastically<T, kWidth>(states[k], r.state_dtype[k], c.seed, range.begin + i, r.ordinal, 1 + k);
+      round_stochastically<T, kWidth>(states[k], r.state_dtype[k], c.key, range.begin + i, r.ordinal, 1 + k);
     }
     write<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
   }
   if (c.rounds && !has_master && is_low_precision(r.param_dtype)) {
-    round_stochastically<T, kWidth>(p, r.param_dtype, c.seed, range.begin + i, r.ordinal, 0);
+    round_stochastically<T, kWidth>(p, r.param_dtype, c.key, range.begin + i, r.ordinal, 0);
   }
   if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
   write<T, kWidth>(r.param, r.param_dtype, i, range, p);
@@ -236,7 +235,7 @@ FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, Prep
       const Row& row = a.rows[r.row];
       const double lr = row.lr ? read_one(row.lr, row.lr_dtype) : row.options.lr;
       const double step = r.step ? read_one(r.step, r.step_dtype) + 1 : 0;
-      new (storage.bytes) prepared_t(row.options, lr, step, factor, a.seed, t.grad);
+      new (storage.bytes) prepared_t(row.options, lr, step, factor, t.grad);
       if (r.step && r.first_tile >= block.first) {
         if (r.first_tile + tiles_of(r.numel) <= block.end) {
           write_step(r.step, r.step_dtype, step);
@@ -307,8 +306,8 @@ __global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
       update_tile<T, Rule>(a, t, factor, storage, block);
     });
   });
-  if (a.records[0].step) {  // all have one, or none
-    grid_sync();            // every block has read the counters
+  if (a.counts) {
+    grid_sync();  // every block has read the counters
     if (threadIdx.x == 0 && block.counter) write_step(block.counter, block.dtype, block.step);
   }
 }
