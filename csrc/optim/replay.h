@@ -47,9 +47,11 @@ class OnCpu : public Executor {
 
 class OnDevice : public Executor {
  public:
-  // workspace: device memory of workspace_bytes(); pinned(bytes) -> tensor
-  OnDevice(const DeviceLibrary& library, Snapshot& s, py::object workspace, py::object pinned)
-      : library_(library), workspace_(std::move(workspace)), staging_(library, std::move(pinned)) {
+  // workspace() -> device memory of workspace_bytes(); pinned(bytes) -> tensor. A capture has no room for them.
+  OnDevice(const DeviceLibrary& library, Snapshot& s, const py::object& workspace, py::object pinned)
+      : library_(library), staging_(library, std::move(pinned)) {
+    if (library.is_capturing(s.exchange().stream(s.device()))) throw py::value_error("OptimReplay: in a capture");
+    workspace_ = workspace();
     dlpack::Tensor memory;
     if (!s.exchange().describe(workspace_.ptr(), memory)) throw py::type_error("OptimReplay: no workspace");
     base_ = static_cast<char*>(memory.address());
@@ -118,9 +120,10 @@ class OnDevice : public Executor {
     return t.numel() == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 32;
   }
 
-  // A graph would send the records at every replay, those of a step that may be long past.
+  // A graph would send the records at every replay, those of a step that may be long past; and what a graph
+  // reads stays as it was.
   bool send_records(Snapshot& s, void* stream, bool capturing) {
-    if (capturing) return false;
+    if (capturing || captured_) return false;
     std::vector<DeviceRecord> records;
     uniform_ = true;
     for (const Record& r : s.records()) {

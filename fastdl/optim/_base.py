@@ -301,6 +301,8 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer, RoundingOptimizer):
             return []
         kept: dict[torch.device, list[Tensor]] = self.__dict__.setdefault("_workspaces", {})
         size = _C.optim_workspace_bytes(count, rows)
+        if not torch.compiler.is_compiling() and device in kept and kept[device][1][0]:  # a graph reads it: op.cpp
+            self.__dict__.setdefault("_captured", []).append(kept.pop(device))
         if device not in kept or kept[device][0].numel() < size:
             kept[device] = [torch.zeros(size, dtype=torch.uint8, device=d) for d in (device, "cpu")]
         return kept[device]

@@ -50,10 +50,7 @@ class Replay:
         like = next(p for group in groups for p in group["params"] if p.grad is not None)
         self.run, device = optim_step.run, like.device
         library = optim_library(like)
-        workspace: Tensor | None = None
-        if library:
-            size = _C.optim_workspace_bytes(sum(len(group["params"]) for group in groups), len(groups))
-            workspace = torch.zeros(size, dtype=torch.uint8, device=device)
+        size = _C.optim_workspace_bytes(sum(len(group["params"]) for group in groups), len(groups))
 
         def pinned(size: int) -> Tensor:
             return torch.empty(size, dtype=torch.uint8, pin_memory=device.type != "cpu", device="cpu")
@@ -66,7 +63,7 @@ class Replay:
             optimizer._max_grad_norm(),
             _Refresh(optimizer, names),
             library,
-            workspace,
+            lambda: torch.zeros(size, dtype=torch.uint8, device=device),
             pinned,
         )
 
