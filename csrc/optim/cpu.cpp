@@ -362,6 +362,13 @@ void bind_optim(pybind11::module_& m) {
       .def("step", &Replay::step)
       .def_property_readonly("is_captured", &Replay::is_captured)
       .def_property_readonly("pinned_slots", &Replay::pinned_slots);
+  m.def(
+      "optim_look_inside",
+      [](bool on) {
+        auto* exchange = fastdl::optim::Exchange::get();
+        return exchange && exchange->look_inside(on);
+      },
+      pybind11::arg("on"), "Whether a walk looks into tensor objects, for tests; returns what was");
   m.def("optim_workspace_bytes", &fastdl::optim::workspace_bytes, pybind11::arg("parameters"),
         pybind11::arg("groups"), "Bytes of device memory that the optimizer kernel keeps for so many");
 }
