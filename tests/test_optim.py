@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from torch.testing._internal.common_optimizers import _get_optim_inputs_including_global_cliquey_kwargs, optim_db
 from torch.testing._internal.optests import opcheck
 
@@ -418,21 +417,6 @@ def test_averaged_models_are_equal():
             optimizer.step()
             average.update_parameters(model)
     assert_near(list(averages[0].parameters()), list(averages[1].parameters()))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_compiled_step_is_one_op(name):
-    params = parameters(sizes=((8, 8), (5,)))
-    ours, theirs, other = pair(name, params, weight_decay=0.1)
-    counter = CompileCounter()
-    torch._dynamo.reset()
-    compiled = torch.compile(ours.step, backend=counter)
-    for k in range(5):
-        give_gradients(params, other)
-        compiled() if k else ours.step()
-        theirs.step()
-    assert_near(params, other)
-    assert counter.op_count == counter.frame_count == 1
 
 
 def test_opcheck():

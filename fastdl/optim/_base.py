@@ -235,7 +235,6 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer, RoundingOptimizer):
         options = {
             **dict.fromkeys(OPTIONS, 0.0),
             **self._rule_options(group),
-            "lr": group["lr"],
             "lr_index": -1,
             "weight_decay": group["weight_decay"],
             "maximize": group["maximize"],
@@ -248,9 +247,14 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer, RoundingOptimizer):
             "first": first,
             "zero_grad": group["zero_grad"],
         }
-        if isinstance(group["lr"], Tensor):
-            options.update(lr=0.0, lr_index=len(lrs))
-            lrs.append(group["lr"].detach())
+        lr = group["lr"]
+        if torch.compiler.is_compiling() and not isinstance(lr, Tensor):  # each number would be compiled anew
+            lr = torch.ones((), dtype=torch.float64, device=group["params"][0].device) * lr
+        if isinstance(lr, Tensor):
+            options["lr_index"] = len(lrs)
+            lrs.append(lr.detach())
+        else:
+            options["lr"] = lr
         return [float(options[name]) for name in OPTIONS]
 
     def _max_grad_norm(self) -> float | None:
