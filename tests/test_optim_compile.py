@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from test_optim import NAMES, assert_near, give_gradients, pair, parameters
+from torch._dynamo.utils import counters
 
 from fastdl import optim
 

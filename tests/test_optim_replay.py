@@ -13,7 +13,7 @@ SIZES = ((5,), (3, 4), (2, 3, 2, 2))
 
 @pytest.fixture(params=["cpu", "dlpack", "emulated", "cuda"], autouse=True)
 def backend(request):
-    """On the CPU, where tensors can also be read by DLPack alone, by the kernel with its records resident, and on a GPU."""
+    """On the CPU, there with tensors described by DLPack, by the kernel with its records resident, and on a GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if request.param == "emulated":

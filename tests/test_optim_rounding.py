@@ -175,4 +175,5 @@ def test_group_added_later_has_the_seed_of_the_others():
     ours.add_param_group({"params": params[1:]})
     ours.step()
     seeds = {group["rounding_seed"] for group in ours.param_groups}
-    assert len(seeds) == 1 and None not in seeds
+    assert len(seeds) == 1
+    assert None not in seeds

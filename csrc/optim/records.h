@@ -27,7 +27,7 @@ struct Record {
 
 struct Lists {
   const std::vector<Tensor>&params, &grads, &states;  // states: each parameter's in turn (see read_records)
-  const std::vector<int64_t>&counts, &ordinals;       // parameters per row of options; Record::ordinal or none
+  const std::vector<int64_t>&counts, &ordinals;  // parameters per row of options; Record::ordinal or none
 };
 
 inline bool is_low_precision(ScalarType dtype) {

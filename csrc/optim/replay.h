@@ -47,10 +47,12 @@ class OnCpu : public Executor {
 
 class OnDevice : public Executor {
  public:
-  // workspace() -> device memory of workspace_bytes(); pinned(bytes) -> tensor. A capture has no room for them.
+  // workspace() -> device memory of workspace_bytes(); pinned(bytes) -> tensor. A capture has no room for
+  // them.
   OnDevice(const DeviceLibrary& library, Snapshot& s, const py::object& workspace, py::object pinned)
       : library_(library), staging_(library, std::move(pinned)) {
-    if (library.is_capturing(s.exchange().stream(s.device()))) throw py::value_error("OptimReplay: in a capture");
+    if (library.is_capturing(s.exchange().stream(s.device())))
+      throw py::value_error("OptimReplay: in a capture");
     workspace_ = workspace();
     dlpack::Tensor memory;
     if (!s.exchange().describe(workspace_.ptr(), memory)) throw py::type_error("OptimReplay: no workspace");

@@ -1,7 +1,7 @@
 """Stochastic rounding: its formula, and where an optimizer's random bits come from.
 
 A step draws nothing from a generator. Bits are a function of the group's `rounding_seed`, the parameter's own count of
-steps, its place in the optimizer, and the element: a saved optimizer continues with them, a replayed CUDA graph moves on.
+steps, its place in the optimizer, and the element: a saved run continues with them, a replayed CUDA graph moves on.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def round_stochastically(
     return torch.where(value.isfinite(), rounded, value).to(dtype)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def draw_seed() -> int:
     """Draw a seed that a float64 holds from torch's CPU generator: torch.manual_seed rules, on every device."""
     return int(torch.randint(2**53, (), dtype=torch.int64, device="cpu"))

@@ -34,7 +34,9 @@ def check_extras(name: str, group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid ema_decay value: {group['ema_decay']}; {name} needs None or 0 <= ema_decay < 1")
     seed = group["rounding_seed"]
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**53):
-        raise ValueError(f"Invalid rounding_seed value: {seed!r}; {name} needs None or an int, 0 <= rounding_seed < 2**53")
+        raise ValueError(
+            f"Invalid rounding_seed value: {seed!r}; {name} needs None or an int, 0 <= rounding_seed < 2**53"
+        )
     if group["master_weights"] and group["stochastic_rounding"]:
         raise ValueError(f"{name}: master_weights and stochastic_rounding exclude each other; drop one")
 
