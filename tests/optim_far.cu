@@ -66,7 +66,7 @@ void check(int64_t tile, Dtype dtype) {
       shared(rule, expected, g[size_t(i)], state);
       const uint64_t index = uint64_t(first + i);
       if (o.stochastic_rounding != 0) {
-        const uint32_t bits = rounding_bits(rounding_words({kSeed, 5}, index, 0), index, 0);
+        const uint32_t bits = rounding_half(rounding_word(rounding_words({kSeed, 5}, index, 0), index), 0);
         expected = __uint_as_float(uint32_t(round_to_bfloat16(expected, bits)) << 16);
       }
     }

@@ -177,3 +177,20 @@ def test_group_added_later_has_the_seed_of_the_others():
     seeds = {group["rounding_seed"] for group in ours.param_groups}
     assert len(seeds) == 1
     assert None not in seeds
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_bits_do_not_depend_on_where_a_parameter_begins(backend, dtype):
+    values, grads = [[torch.randn(n).to(dtype) for n in (5, 1030)] for _ in range(2)]
+
+    def train(offset):
+        params = [torch.cat((torch.zeros(offset, dtype=dtype), v))[offset:].requires_grad_() for v in values]
+        ours = rounding("Adam", params, seed=3)
+        for _ in range(2):
+            for p, grad in zip(params, grads):
+                p.grad = grad
+            ours.step()
+        return [*params, *(t for state in ours.state.values() for t in state.values())]
+
+    expected = train(0)
+    assert all(all_equal(train(offset), expected) for offset in range(1, 6))

@@ -133,6 +133,13 @@ FASTDL_DEVICE void zero_gradients(const Step& a) {
 
 // Pass 2: the update ----------------------------------------------------------------------------------------
 
+FASTDL_DEVICE bool has_low_precision(const DeviceRecord& r) {
+  bool low = is_low_precision(r.param_dtype);
+  FASTDL_UNROLL
+  for (int k = 0; k < kMaxStates; ++k) low = low || is_low_precision(r.state_dtype[k]);
+  return low;
+}
+
 template <class T, class Rule>
 struct Prepared {
   Shared<T> shared;
@@ -142,17 +149,32 @@ struct Prepared {
   RoundingKey key;
   void* grad;
 
-  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, void* grad)
+  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const DeviceRecord& r,
+                         void* grad)
       : shared(o, lr, factor),
         rule(o, lr, step),
         ema_weight(T(1 - o.ema_decay)),
-        rounds(o.stochastic_rounding != 0),
+        rounds(o.stochastic_rounding != 0 && has_low_precision(r)),
         zeroes(o.zero_grad != 0),
         key{uint64_t(o.rounding_seed), uint32_t(uint64_t(step))},
         grad(grad) {}
 };
 
-// volatile: the record is read where it is used, instead of living in 30 registers.
+// Parameter and states where they are stored in 16 bits; two slots share the words of a stream (rounding.h).
+template <class T, int kStates>
+FASTDL_DEVICE void round_results(const volatile DeviceRecord& r, RoundingKey key, int64_t index, T* p,
+                                 T (*states)[kWidthOf<T>]) {
+  uint32_t words[kWidthOf<T>];
+  FASTDL_UNROLL
+  for (int slot = 0; slot <= kStates; ++slot) {
+    if (slot % 2 == 0) draw_words<kWidthOf<T>>(key, index, rounding_stream(r.ordinal, slot), words);
+    const Dtype dtype = slot == 0 ? r.param_dtype : r.state_dtype[slot - 1];
+    if (!is_low_precision(dtype) || (slot == 0 && r.master)) continue;
+    round_stochastically<T, kWidthOf<T>>(slot == 0 ? p : states[slot - 1], dtype, words, slot);
+  }
+}
+
+// volatile: the record, in shared memory, is read where it is used, instead of living in 30 registers.
 template <class T, class Rule>
 FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<T, Rule>& c, int i,
                                  Range range) {
@@ -172,15 +194,10 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
     FASTDL_UNROLL
     for (int k = 0; k < kStates; ++k) states[k][j] = state[k];
   }
+  if (c.rounds) round_results<T, kStates>(r, c.key, range.begin + i, p, states);
   FASTDL_UNROLL
   for (int k = 0; k < kStates; ++k) {
-    if (c.rounds && is_low_precision(r.state_dtype[k])) {
-      round_stochastically<T, kWidth>(states[k], r.state_dtype[k], c.key, range.begin + i, r.ordinal, 1 + k);
-    }
     write<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
-  }
-  if (c.rounds && !has_master && is_low_precision(r.param_dtype)) {
-    round_stochastically<T, kWidth>(p, r.param_dtype, c.key, range.begin + i, r.ordinal, 0);
   }
   if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
   write<T, kWidth>(r.param, r.param_dtype, i, range, p);
@@ -208,9 +225,11 @@ struct alignas(16) PreparedStorage {
   unsigned char bytes[160];
 };
 
-// Thread 0's: the block's tiles, and the counter of a record that goes on in the next block, which is written
-// once all blocks have read it. In shared memory: registers are scarce.
+// The record at hand, for all threads. Thread 0's: the block's tiles, and the counter of a record that goes
+// on in the next block, which is written once all blocks have read it. In shared memory: registers are
+// scarce.
 struct BlockState {
+  DeviceRecord record;
   int first, end;
   void* counter;
   double step;
@@ -228,14 +247,15 @@ FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, Prep
                                BlockState& block) {
   using prepared_t = Prepared<T, Rule>;
   static_assert(sizeof(prepared_t) <= sizeof(PreparedStorage));
-  const DeviceRecord& r = t.record;
+  const DeviceRecord& r = block.record;
   if (t.is_new) {
     __syncthreads();  // others may still read the record before
     if (threadIdx.x == 0) {
+      block.record = t.record;
       const Row& row = a.rows[r.row];
       const double lr = row.lr ? read_one(row.lr, row.lr_dtype) : row.options.lr;
       const double step = r.step ? read_one(r.step, r.step_dtype) + 1 : 0;
-      new (storage.bytes) prepared_t(row.options, lr, step, factor, t.grad);
+      new (storage.bytes) prepared_t(row.options, lr, step, factor, r, t.grad);
       if (r.step && r.first_tile >= block.first) {
         if (r.first_tile + tiles_of(r.numel) <= block.end) {
           write_step(r.step, r.step_dtype, step);
