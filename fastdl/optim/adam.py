@@ -46,6 +46,8 @@ class Adam(FusedOptimizer, torch.optim.Adam):
 
     Raises:
         ValueError: as torch, and for extras out of range.
+        RuntimeError: as torch; and where a CUDA graph cannot capture the step, which wants contiguous tensors and two
+            steps outside of the capture first.
 
     """
 
