@@ -160,18 +160,30 @@ struct Prepared {
         grad(grad) {}
 };
 
-// Parameter and states where they are stored in 16 bits; two slots share the words of a stream (rounding.h).
-template <class T, int kStates>
-FASTDL_DEVICE void round_results(const volatile DeviceRecord& r, RoundingKey key, int64_t index, T* p,
-                                 T (*states)[kWidthOf<T>]) {
-  uint32_t words[kWidthOf<T>];
+template <class T, bool kL1, class Rule>
+FASTDL_DEVICE void apply(const Shared<T, kL1>& shared, const Rule& rule, T* p, const T* g,
+                         T (*states)[kWidthOf<T>]) {
   FASTDL_UNROLL
-  for (int slot = 0; slot <= kStates; ++slot) {
-    if (slot % 2 == 0) draw_words<kWidthOf<T>>(key, index, rounding_stream(r.ordinal, slot), words);
-    const Dtype dtype = slot == 0 ? r.param_dtype : r.state_dtype[slot - 1];
-    if (!is_low_precision(dtype) || (slot == 0 && r.master)) continue;
-    round_stochastically<T, kWidthOf<T>>(slot == 0 ? p : states[slot - 1], dtype, words, slot);
+  for (int j = 0; j < kWidthOf<T>; ++j) {
+    T state[Rule::kStates + 1];
+    FASTDL_UNROLL
+    for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][j];
+    shared(rule, p[j], g[j], state);
+    FASTDL_UNROLL
+    for (int k = 0; k < Rule::kStates; ++k) states[k][j] = state[k];
   }
+}
+
+// Rounds an operand of a vector from `index` on, where it is stored in 16 bits. Two slots share a stream's
+// words (rounding.h): in the order of slots, each stream is drawn once.
+template <class T>
+FASTDL_DEVICE void round_slot(const volatile DeviceRecord& r, RoundingKey key, int64_t index, int slot,
+                              T* values, uint32_t* words) {
+  constexpr int kWidth = kWidthOf<T>;
+  if (slot % 2 == 0) draw_words<kWidth>(key, index, rounding_stream(r.ordinal, slot), words);
+  const Dtype dtype = slot == 0 ? r.param_dtype : r.state_dtype[slot - 1];
+  if (!is_low_precision(dtype) || (slot == 0 && r.master)) return;
+  round_stochastically<T, kWidth>(values, dtype, words, slot);
 }
 
 // volatile: the record, in shared memory, is read where it is used, instead of living in 30 registers.
@@ -185,19 +197,17 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
   read<T, kWidth>(c.grad, r.grad_dtype, i, range, g);
   FASTDL_UNROLL
   for (int k = 0; k < kStates; ++k) read<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
-  FASTDL_UNROLL
-  for (int j = 0; j < kWidth; ++j) {
-    T state[kStates + 1];
-    FASTDL_UNROLL
-    for (int k = 0; k < kStates; ++k) state[k] = states[k][j];
-    c.shared(c.rule, p[j], g[j], state);
-    FASTDL_UNROLL
-    for (int k = 0; k < kStates; ++k) states[k][j] = state[k];
+  if (c.shared.has_l1()) {
+    apply(c.shared, c.rule, p, g, states);
+  } else {
+    apply(Shared<T, false>(c.shared), c.rule, p, g, states);
   }
-  if (c.rounds) round_results<T, kStates>(r, c.key, range.begin + i, p, states);
+  uint32_t words[kWidth];
   FASTDL_UNROLL
-  for (int k = 0; k < kStates; ++k) {
-    write<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
+  for (int slot = 0; slot <= kStates; ++slot) {
+    T* const values = slot == 0 ? p : states[slot - 1];
+    if (c.rounds) round_slot(r, c.key, range.begin + i, slot, values, words);
+    if (slot > 0) write<T, kWidth>(r.state[slot - 1], r.state_dtype[slot - 1], i, range, values);
   }
   if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
   write<T, kWidth>(r.param, r.param_dtype, i, range, p);
@@ -273,10 +283,10 @@ FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, Prep
 }
 
 // All parameters float32 or 16-bit and under one rule type: the usual case, with the registers for three
-// blocks a multiprocessor.
+// blocks a multiprocessor; for two where it has three states, with nearly the bytes in flight.
 template <class Rule>
 struct Uniform {
-  static constexpr int kBlocksPerMultiprocessor = 3;
+  static constexpr int kBlocksPerMultiprocessor = Rule::kStates < 3 ? 3 : 2;
   template <class F>
   FASTDL_DEVICE static void select(const Options&, bool, F f) {
     f.template operator()<float, Rule>();
