@@ -151,7 +151,7 @@ FASTDL_VECTORISED(template <class T FASTDL_COMMA bool kHalf>, dither,
 class Rounding {
  public:
   Rounding(const Record& r, double step, int64_t begin, int64_t n)
-      : r_(r), key_{uint64_t(r.options->rounding_seed), uint32_t(uint64_t(step))}, begin_(begin), n_(n) {}
+      : r_(r), key_{uint64_t(r.options->rounding_seed), uint64_t(step)}, begin_(begin), n_(n) {}
 
   template <class T>
   void operator()(const Operand& operand, int slot, T* values) {

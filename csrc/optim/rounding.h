@@ -12,14 +12,14 @@ namespace fastdl::optim {
 // word.
 struct RoundingKey {
   uint64_t seed;
-  uint32_t step;  // as the parameter counts its steps
+  uint64_t step;  // as the parameter counts its steps; its lower half is used
 };
 
 // Random bits for element `index` of a parameter's operand `slot` (0: the parameter, 1...: its states). Four
 // elements and two operands share a Philox call; each parameter has two streams.
 FASTDL_HOST_DEVICE uint32_t rounding_stream(uint32_t ordinal, int slot) { return 2 * ordinal + slot / 2; }
 FASTDL_HOST_DEVICE Philox4 rounding_words(RoundingKey key, uint64_t index, uint32_t stream) {
-  return philox_block({{uint32_t(index / 4), uint32_t(index / 4 >> 32), stream, key.step}},
+  return philox_block({{uint32_t(index / 4), uint32_t(index / 4 >> 32), stream, uint32_t(key.step)}},
                       uint32_t(key.seed), uint32_t(key.seed >> 32));
 }
 // An operand's half of its element's word: word index % 4 of the call.

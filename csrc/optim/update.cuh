@@ -156,7 +156,7 @@ struct Prepared {
         ema_weight(T(1 - o.ema_decay)),
         rounds(o.stochastic_rounding != 0 && has_low_precision(r)),
         zeroes(o.zero_grad != 0),
-        key{uint64_t(o.rounding_seed), uint32_t(uint64_t(step))},
+        key{uint64_t(o.rounding_seed), uint64_t(step)},
         grad(grad) {}
 };
 
