@@ -56,7 +56,7 @@ def test_one_launch_and_the_fewest_bytes(counted, name, options, minimum):
 @pytest.mark.parametrize(
     ("dtype", "options", "minimum"),
     [
-        (torch.bfloat16, {"stochastic_rounding": True}, 14),
+        (torch.bfloat16, {"stochastic_rounding": True}, 14),  # random bits cost no memory, and no launch
         (torch.bfloat16, {"master_weights": True}, 28),  # the parameter is written, not read
         (torch.float64, {}, 56),
     ],

@@ -6,21 +6,23 @@ import pytest
 import torch
 
 from fastdl import _library, optim
-from fastdl.optim import _replay
+from fastdl._library import _C
 
 SIZES = ((5,), (3, 4), (2, 3, 2, 2))
 
 
-@pytest.fixture(params=["cpu", "emulated", "cuda"], autouse=True)
+@pytest.fixture(params=["cpu", "dlpack", "emulated", "cuda"], autouse=True)
 def backend(request):
-    """On the CPU, by the kernel with its records resident, and on a GPU."""
+    """On the CPU, there with tensors described by DLPack, by the kernel with its records resident, and on a GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if request.param == "emulated":
         request.getfixturevalue("emulated_library")
     device = torch.device("cuda" if request.param == "cuda" else "cpu")
+    assert _C.optim_look_inside(request.param != "dlpack")  # as on every torch that is known
     with device, _library.use("emulated" if request.param == "emulated" else "auto"):
         yield request.param
+    _C.optim_look_inside(True)
 
 
 def make(cls=optim.Adam, dtype=torch.float32, groups=1, **options):
@@ -116,6 +118,14 @@ def load(ours, theirs):
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
+def swap_tensors(ours, theirs):
+    """Objects stay, the tensors inside are others."""
+    for optimizer in (ours, theirs):
+        p = all_params(optimizer)[1]
+        torch.utils.swap_tensors(p, (p * 2).detach().requires_grad_())
+        torch.utils.swap_tensors(optimizer.state[p]["exp_avg"], torch.ones_like(p.detach()))
+
+
 def set_option(ours, theirs, **options):
     for optimizer in (ours, theirs):
         for group in optimizer.param_groups:
@@ -141,6 +151,7 @@ def transpose(ours, theirs):
     ("change", "by_address"),
     [
         (swap_data, True), (swap_dtype, False), (replace_state, True), (replace_one, True), (forget_state, False),
+        (swap_tensors, True),
         (load, True), (add_group, False), (transpose, False), (lambda *o: set_option(*o, lr=0.5), True),
         (lambda *o: set_option(*o, lr=torch.tensor(0.5)), True), (lambda *o: set_option(*o, betas=(0.5, 0.6)), True),
         (lambda *o: set_option(*o, amsgrad=True), False), (lambda *o: set_option(*o, ema_decay=0.5), False),
@@ -189,9 +200,9 @@ def test_what_cannot_be_taken_again_is_said():
     step(ours, theirs, 0)
     rows = [(group, ("step",), [0.0]) for group in ours.param_groups]
     with pytest.raises(ValueError, match="not a step to be taken again"):
-        _replay._C.OptimReplay(1, rows, ours.state, None, None, None, 0, None, None)
+        _C.OptimReplay(1, rows, ours.state, None, None, 0, None, None)
     with pytest.raises(ValueError, match="not a step to be taken again"):
-        _replay._C.OptimReplay(1, [], ours.state, None, None, None, 0, None, None)
+        _C.OptimReplay(1, [], ours.state, None, None, 0, None, None)
 
 
 def test_options_that_could_change_in_place_are_read_anew():
@@ -214,8 +225,9 @@ def test_a_learning_rate_on_the_device_is_read_where_it_lies():
         rate.mul_(0.5)
 
 
-def test_parameters_without_gradients_stay_out():
-    ours, theirs = make()
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16, "stochastic_rounding": True, "rounding_seed": 5}])
+def test_parameters_without_gradients_stay_out(options):
+    ours, theirs = make(**options)
     for k in range(6):
         for optimizer in (ours, theirs):
             all_params(optimizer)[1].requires_grad_(k == 4)

@@ -21,7 +21,7 @@ struct DeviceRecord {
   void* state[kMaxStates];
   void* master;  // null: none
   void* ema;     // null: none
-  void* step;    // one element; null: none (SGD)
+  void* step;    // one element; null: not counted
   int64_t numel;
   int32_t first_tile, row;  // of options
   uint32_t ordinal;         // random stream
@@ -50,11 +50,11 @@ struct StepArguments {
   int64_t tiles;
   int32_t count;            // of records
   int32_t row_count;        // of rows
+  bool counts;              // some record has a step
   double* partials;         // kMaxBlocks, on the device
   const float* grad_scale;  // null: 1
   const float* found_inf;   // null: no GradScaler
   const float* grad_norm;   // null: computed here
-  const int64_t* seed;      // null: no stochastic rounding
   double max_grad_norm;     // 0: no clipping
   const void* table;        // rows, then the gradients' addresses; null: behind these arguments
 };

@@ -119,11 +119,15 @@ void store(const Record& r, const Operand& operand, int64_t begin, int64_t n, co
 }
 
 // Random words of n elements from `begin` on, a multiple of 4; `words` holds kChunk.
-FASTDL_INLINE void draw_body(uint64_t seed, int64_t begin, uint32_t stream, int64_t n, uint32_t* words) {
-  philox_words(seed, uint64_t(begin) / 4, stream, (n + 63) / 64 * 16, words);
+FASTDL_INLINE void draw_body(RoundingKey key, int64_t begin, uint32_t stream, int64_t n, uint32_t* words) {
+  const int64_t calls = (n + 63) / 64 * 16;  // whole vectors: none is left to scalar code
+  for (int64_t i = 0; i < calls; ++i) {
+    const Philox4 r = rounding_words(key, uint64_t(begin + 4 * i), stream);
+    for (int w = 0; w < 4; ++w) words[4 * i + w] = r.word[w];
+  }
 }
-FASTDL_VECTORISED(, draw, (uint64_t seed, int64_t begin, uint32_t stream, int64_t n, uint32_t* words),
-                  (seed, begin, stream, n, words))
+FASTDL_VECTORISED(, draw, (RoundingKey key, int64_t begin, uint32_t stream, int64_t n, uint32_t* words),
+                  (key, begin, stream, n, words))
 
 // Rounds values in place to numbers that float16 or bfloat16 holds exactly, infinities and NaN excepted.
 template <class T, bool kHalf>
@@ -146,13 +150,13 @@ FASTDL_VECTORISED(template <class T FASTDL_COMMA bool kHalf>, dither,
 // of slots, each stream is drawn once.
 class Rounding {
  public:
-  Rounding(const Record& r, uint64_t seed, int64_t begin, int64_t n)
-      : r_(r), seed_(seed), begin_(begin), n_(n) {}
+  Rounding(const Record& r, double step, int64_t begin, int64_t n)
+      : r_(r), key_{uint64_t(r.options->rounding_seed), uint64_t(step)}, begin_(begin), n_(n) {}
 
   template <class T>
   void operator()(const Operand& operand, int slot, T* values) {
     if (r_.options->stochastic_rounding == 0 || !is_low_precision(operand.dtype)) return;
-    if (slot / 2 != drawn_) draw(seed_, begin_, rounding_stream(r_.ordinal, slot), n_, words_);
+    if (slot / 2 != drawn_) draw(key_, begin_, rounding_stream(r_.ordinal, slot), n_, words_);
     drawn_ = slot / 2;
     operand.dtype == ScalarType::Half ? dither(std::true_type{}, values, words_, slot, n_)
                                       : dither(std::false_type{}, values, words_, slot, n_);
@@ -160,7 +164,7 @@ class Rounding {
 
  private:
   const Record& r_;
-  uint64_t seed_;
+  RoundingKey key_;
   int64_t begin_, n_;
   int drawn_ = -1;
   uint32_t words_[kChunk];
@@ -199,16 +203,12 @@ void zero_grad(const Record& r, int64_t begin, int64_t n) {
   });
 }
 
-struct Call {
-  double grad_factor;  // unscale and clip
-  uint64_t seed;
-};
-
-// The step for elements [begin, end) of a parameter.
+// The step for elements [begin, end) of a parameter. grad_factor: unscale and clip.
 template <class T, class Rule>
-void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, int64_t end) {
+void update(const Record& r, double grad_factor, double step, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const Options& o = *r.options;
+  const Rule rule(o, o.lr, step);
   const Operand& truth = r.master.data ? r.master : r.param;
   T buffers[3 + kStates][kChunk];
   const auto is_direct = [](const Operand& x) { return !x.data || (x.dtype == kTypeOf<T> && !x.strides); };
@@ -222,11 +222,11 @@ void update(const Record& r, const Call& call, const Rule& rule, int64_t begin, 
     T* states[kStates + 1];
     for (int k = 0; k < kStates; ++k) states[k] = load(r, r.state[k], begin, n, buffers[2 + k]);
     if (o.l1 != 0) {
-      apply(Shared<T, true>(o, o.lr, call.grad_factor), rule, p, g, states, n);
+      apply(Shared<T, true>(o, o.lr, grad_factor), rule, p, g, states, n);
     } else {
-      apply(Shared<T, false>(o, o.lr, call.grad_factor), rule, p, g, states, n);
+      apply(Shared<T, false>(o, o.lr, grad_factor), rule, p, g, states, n);
     }
-    Rounding round(r, call.seed, begin, n);
+    Rounding round(r, step, begin, n);
     round(truth, 0, p);
     for (int k = 0; k < kStates; ++k) {
       round(r.state[k], 1 + k, states[k]);
@@ -308,27 +308,25 @@ void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given)
     });
   };
   if (given.found_inf.value_or(0) != 0) return skip();
-  Call call{given.grad_scale ? double(float(1 / *given.grad_scale)) : 1.0, given.seed};
+  double factor = given.grad_scale ? double(float(1 / *given.grad_scale)) : 1.0;  // unscale and clip
   if (given.max_grad_norm) {
     double norm = given.grad_norm.value_or(0);
     if (!given.grad_norm) {
       std::vector<double> sums(static_cast<size_t>(tiles));  // added in order: bits do not depend on threads
       for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t tile) {
-        sums[size_t(tile)] = square_sum(r, call.grad_factor, begin, end);
+        sums[size_t(tile)] = square_sum(r, factor, begin, end);
       });
       for (double s : sums) norm += s;
       norm = std::sqrt(norm);
     }
     if (given.found_inf && !std::isfinite(norm)) return skip();
     const double clip = *given.max_grad_norm / (norm + 1e-6);
-    call.grad_factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
+    factor *= clip > 1 ? 1 : clip;  // a NaN stays: without a GradScaler it must show
   }
   for_each_tile(records, tiles, [&](const Record& r, int64_t begin, int64_t end, int64_t) {
     const double step = step_of(r) + 1;
     auto run = [&]<class T>(T) {
-      with_rule<T>(rule, *r.options, [&]<class Rule>() {
-        update<T>(r, call, Rule(*r.options, r.options->lr, step), begin, end);
-      });
+      with_rule<T>(rule, *r.options, [&]<class Rule>() { update<T, Rule>(r, factor, step, begin, end); });
     };
     r.param.dtype == ScalarType::Double ? run(double{}) : run(float{});
   });
@@ -339,18 +337,17 @@ void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given)
 void optim_step_cpu(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                     std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                     std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                    optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
+                    optional<double> max_grad_norm, optional<Tensor> grad_norm, std::vector<int64_t> ordinals,
                     std::vector<Tensor>) {
   std::vector<Options> rows = read_options(options);
   for (Options& o : rows) {
     if (o.lr_index >= 0) o.lr = read_scalar(lrs.at(size_t(o.lr_index)));
   }
-  const Lists lists{params, grads, states, counts};
+  const Lists lists{params, grads, states, counts, ordinals};
   check_lists(lists, rows.size());
   std::vector<Record> records = RecordReader(RuleName(rule), lists).read(rows);
   run_step(RuleName(rule), records,
-           {read_optional(grad_scale), read_optional(found_inf), max_grad_norm, read_optional(grad_norm),
-            seed ? uint64_t(*seed->const_data_ptr<int64_t>()) : 0});
+           {read_optional(grad_scale), read_optional(found_inf), max_grad_norm, read_optional(grad_norm)});
 }
 
 FASTDL_CPU_LIBRARY(m) { m.impl("optim_step_", TORCH_BOX(&optim_step_cpu)); }
@@ -361,10 +358,17 @@ void bind_optim(pybind11::module_& m) {
   using fastdl::optim::Replay;
   pybind11::class_<Replay>(m, "OptimReplay", "A checked step, to be taken again")
       .def(pybind11::init<int64_t, pybind11::list, pybind11::dict, std::optional<double>, pybind11::object,
-                          pybind11::object, int64_t, pybind11::object, pybind11::object>())
+                          int64_t, pybind11::object, pybind11::object>())
       .def("step", &Replay::step)
       .def_property_readonly("is_captured", &Replay::is_captured)
       .def_property_readonly("pinned_slots", &Replay::pinned_slots);
+  m.def(
+      "optim_look_inside",
+      [](bool on) {
+        auto* exchange = fastdl::optim::Exchange::get();
+        return exchange && exchange->look_inside(on);
+      },
+      pybind11::arg("on"), "Whether a walk looks into tensor objects, for tests; returns what was");
   m.def("optim_workspace_bytes", &fastdl::optim::workspace_bytes, pybind11::arg("parameters"),
         pybind11::arg("groups"), "Bytes of device memory that the optimizer kernel keeps for so many");
 }

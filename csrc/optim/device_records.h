@@ -43,6 +43,10 @@ inline bool same_flags(RuleName rule, const Options& a, const Options& b) {
   return state_count(rule, a) == state_count(rule, b) && (a.centered != 0) == (b.centered != 0);
 }
 
+inline bool any_step(const std::vector<Record>& records) {
+  return std::any_of(records.begin(), records.end(), [](const Record& r) { return r.step.data != nullptr; });
+}
+
 // Numbers the records' tiles; returns how many there are. Fails over what a launch can count.
 inline int64_t number_tiles(std::vector<Record>& records) {
   int64_t tiles = 0;

@@ -1,12 +1,13 @@
 // The part of DLPack's C interface (version 1.3, a stable ABI) that a walk over tensors reads. torch's copy
 // of the header is closed to builds for its stable ABI. Source: https://github.com/dmlc/dlpack.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 namespace fastdl::dlpack {
 
-constexpr int32_t kCpu = 1;                               // DLDevice::type
-constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;      // DLDataType::code
+constexpr int32_t kCpu = 1, kCuda = 2;                    // DLDevice::type
+constexpr uint8_t kFloat = 2, kBfloat = 4;                // DLDataType::code
 constexpr uint32_t kMajorVersion = 1, kMinorVersion = 3;  // the first with DLPackExchangeAPI
 
 struct Device {
@@ -17,6 +18,7 @@ struct Device {
 struct DataType {
   uint8_t code, bits;
   uint16_t lanes;
+  bool operator==(const DataType&) const = default;
 };
 
 struct Tensor {
@@ -28,6 +30,11 @@ struct Tensor {
   uint64_t byte_offset;
 
   void* address() const { return static_cast<char*>(data) + byte_offset; }
+  bool is(const Tensor& other) const {  // of the same elements in the same order
+    return address() == other.address() && device == other.device && dtype == other.dtype &&
+           dim == other.dim && std::equal(sizes, sizes + dim, other.sizes) &&
+           std::equal(strides, strides + dim, other.strides);
+  }
   int64_t numel() const {
     int64_t n = 1;
     for (int d = 0; d < dim; ++d) n *= sizes[d];

@@ -77,19 +77,38 @@ FASTDL_DEVICE double read_one(const void* data, Dtype dtype) {
 
 FASTDL_DEVICE bool is_low_precision(Dtype dtype) { return dtype == kFloat16 || dtype == kBfloat16; }
 
+// Random words of elements [index, index + kWidth), of which operands take halves.
+template <int kWidth>
+FASTDL_DEVICE void draw_words(RoundingKey key, int64_t index, uint32_t stream, uint32_t* words) {
+  const uint64_t first = uint64_t(index);
+  const Philox4 call = rounding_words(key, first, stream);
+  if constexpr (kWidth == 1) {
+    words[0] = rounding_word(call, first);
+  } else {
+    static_assert(kWidth == 4);
+    FASTDL_UNROLL
+    for (int j = 0; j < 4; ++j) words[j] = call.word[j];
+    if (const int shift = int(first % 4)) {  // a parameter that does not begin at a multiple of four elements
+      const Philox4 next = rounding_words(key, first + 4, stream);
+      FASTDL_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const auto word = [&](int k) { return k < 4 ? call.word[k] : next.word[k - 4]; };
+        words[j] = shift == 1 ? word(j + 1) : shift == 2 ? word(j + 2) : word(j + 3);
+      }
+    }
+  }
+}
+
 // Rounds in place to values that a 16-bit operand holds exactly.
 template <class T, int kWidth>
-FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, uint64_t seed, int64_t index,
-                                        uint32_t ordinal, int slot) {
-  Philox4 words{};
+FASTDL_DEVICE void round_stochastically(T* values, Dtype dtype, const uint32_t* words, int slot) {
+  const bool to_half = dtype == kFloat16;
   FASTDL_UNROLL
   for (int j = 0; j < kWidth; ++j) {
-    const uint64_t i = uint64_t(index + j);
-    if (j == 0 || i % 4 == 0) words = rounding_words(seed, i, ordinal, slot);
     const float value = float(values[j]);
-    const uint32_t bits = rounding_bits(words, i, slot);
-    const float rounded = dtype == kFloat16 ? round_to_float16(value, bits)
-                                            : __uint_as_float(uint32_t(round_to_bfloat16(value, bits)) << 16);
+    const uint32_t bits = rounding_half(words[j], slot);
+    const float rounded = to_half ? round_to_float16(value, bits)
+                                  : __uint_as_float(uint32_t(round_to_bfloat16(value, bits)) << 16);
     values[j] = isfinite(value) ? rounded : value;
   }
 }

@@ -16,6 +16,7 @@ class StandIns {
     copies_.push_back({*operand.tensor, torch::stable::contiguous(*operand.tensor), written});
     return copies_.back().copy.data_ptr();
   }
+  bool empty() const { return copies_.empty(); }
   void write_back() {
     for (Copy& c : copies_) {
       if (c.written) torch::stable::copy_(c.original, c.copy);
@@ -63,18 +64,34 @@ std::vector<char> make_table(const std::vector<Options>& rows, const std::vector
   return table;
 }
 
+// A graph would send at every replay what the host holds at the capture alone.
+void check_capture(bool sends, bool copies) {
+  STD_TORCH_CHECK(
+      !copies,
+      "optim_step_: a graph cannot capture this step: some parameter, gradient or state has gaps in "
+      "memory or another layout than its parameter; make them contiguous");
+  STD_TORCH_CHECK(
+      !sends,
+      "optim_step_: a graph cannot capture this step: the device does not know its parameters and "
+      "states yet, or they have moved since the last step; take two steps outside of the capture first");
+}
+
+// A workspace that a graph reads must stay as it is: the host's copy begins with this mark, see
+// FusedOptimizer._workspace.
+void mark_captured(Tensor& host) { *static_cast<char*>(host.data_ptr()) = 1; }
+
 }  // namespace
 
 // See fastdl/optim/_step.py for the arguments. workspace: [device bytes, the host's copy of them] or empty.
 void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> grads,
                 std::vector<Tensor> states, std::vector<Tensor> lrs, std::vector<int64_t> counts,
                 std::vector<double> options, optional<Tensor> grad_scale, optional<Tensor> found_inf,
-                optional<double> max_grad_norm, optional<Tensor> grad_norm, optional<Tensor> seed,
+                optional<double> max_grad_norm, optional<Tensor> grad_norm, std::vector<int64_t> ordinals,
                 std::vector<Tensor> workspace) {
   if (params.empty()) return;
   const RuleName name = RuleName(rule);
   const std::vector<Options> rows = read_options(options);
-  const Lists lists{params, grads, states, counts};
+  const Lists lists{params, grads, states, counts, ordinals};
   check_lists(lists, rows.size());
   std::vector<Record> records = RecordReader(name, lists).read(rows);
 
@@ -82,10 +99,10 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   a.tiles = number_tiles(records);
   a.count = int32_t(records.size());
   a.row_count = int32_t(rows.size());
+  a.counts = any_step(records);
   a.grad_scale = pointer<float>(grad_scale, ScalarType::Float, "grad_scale");
   a.found_inf = pointer<float>(found_inf, ScalarType::Float, "found_inf");
   a.grad_norm = pointer<float>(grad_norm, ScalarType::Float, "grad_norm");
-  a.seed = pointer<int64_t>(seed, ScalarType::Long, "seed");
   a.max_grad_norm = max_grad_norm.value_or(0);
   for (const Record& r : records) {
     STD_TORCH_CHECK(!r.master.tensor || r.master.dtype == ScalarType::Float,
@@ -109,7 +126,14 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   const bool keeps = workspace.size() == 2 && workspace[0].numel() >= all && workspace[1].numel() >= all;
   const Tensor device = keeps ? workspace[0] : bytes_like(params[0], all);
   char* known = keeps ? static_cast<char*>(workspace[1].data_ptr()) + kRecordsAt : nullptr;
-  if (!known || std::memcmp(known, device_records.data(), size_t(bytes)) != 0) {
+  void* const stream = current_stream(params[0]);
+  const bool moved = !known || std::memcmp(known, device_records.data(), size_t(bytes)) != 0;
+  const bool fits = fits_arguments(int64_t(table.size()));
+  if (device_library().is_capturing(stream)) {
+    check_capture(moved || !fits, !memory.empty());
+    mark_captured(workspace[1]);
+  }
+  if (moved) {
     Tensor target = device;
     upload(torch::stable::narrow(target, 0, kRecordsAt, bytes), device_records.data(), bytes);
     if (known) std::memcpy(known, device_records.data(), size_t(bytes));
@@ -117,7 +141,7 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
   char* base = static_cast<char*>(device.data_ptr());
   a.partials = reinterpret_cast<double*>(base);
   a.records = reinterpret_cast<const DeviceRecord*>(base + kRecordsAt);
-  if (!fits_arguments(int64_t(table.size()))) {
+  if (!fits) {
     Tensor target = device;
     upload(torch::stable::narrow(target, 0, table_at(a.count), int64_t(table.size())), table.data(),
            int64_t(table.size()));
@@ -125,8 +149,7 @@ void optim_step(int64_t rule, std::vector<Tensor> params, std::vector<Tensor> gr
     if (known)
       std::memset(known + bytes, 0xFF, table.size());  // no record of a longer step is there any more
   }
-  check_launch(launch_step(name, uniform, rows[0], a, table.data(), current_stream(params[0])),
-               "optim_step_");
+  check_launch(launch_step(name, uniform, rows[0], a, table.data(), stream), "optim_step_");
   memory.write_back();
 }
 

@@ -9,9 +9,9 @@ enum RuleName { kSgd, kAdam, kRmsProp, kAdagrad };  // order of RULES in fastdl/
 struct Options {
   double lr, lr_index;  // the lr is lrs[lr_index] where that is not negative
   double weight_decay, decoupled, maximize;
-  double l1, proximal, ema_decay;  // ema_decay < 0: none
-  double master_weights, stochastic_rounding;
-  double momentum, dampening, nesterov, first;  // first: the momentum buffer is new
+  double l1, proximal, ema_decay;                             // ema_decay < 0: none
+  double master_weights, stochastic_rounding, rounding_seed;  // the seed: a whole number below 2^53
+  double momentum, dampening, nesterov, first;                // first: the momentum buffer is new
   double beta1, beta2, eps, amsgrad;
   double alpha, centered, lr_decay;
   double zero_grad;  // the gradient is zeroed once it is read

@@ -18,21 +18,24 @@ struct Operand {
 
 struct Record {
   Operand param, grad, state[kMaxStates], master, ema;
-  Operand step;  // 0-dim; none for SGD
+  Operand step;  // 0-dim; see has_step
   const Options* options;
   const int64_t* sizes;
   int64_t dim, numel, first_tile;
-  uint32_t ordinal;  // place among the step's parameters: the random stream of its rounding
+  uint32_t ordinal;  // place among the optimizer's parameters: the random stream of its rounding
 };
 
 struct Lists {
   const std::vector<Tensor>&params, &grads, &states;  // states: each parameter's in turn (see read_records)
-  const std::vector<int64_t>& counts;                 // parameters per row of options
+  const std::vector<int64_t>&counts, &ordinals;  // parameters per row of options; Record::ordinal or none
 };
 
 inline bool is_low_precision(ScalarType dtype) {
   return dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
 }
+
+// Whether a parameter's steps are counted: SGD's formula does without, the bits of rounding do not.
+inline bool has_step(RuleName rule, const Options& o) { return rule != kSgd || o.stochastic_rounding != 0; }
 
 inline int state_count(RuleName rule, const Options& o) {
   switch (rule) {
@@ -87,7 +90,7 @@ class RecordReader {
  public:
   RecordReader(RuleName rule, const Lists& lists) : rule_(rule), lists_(lists) {}
 
-  // Each parameter's states: [step, not for SGD], the rule's, [master], [ema].
+  // Each parameter's states: [step, see has_step], the rule's, [master], [ema].
   std::vector<Record> read(const std::vector<Options>& options) {
     std::vector<Record> records(lists_.params.size());
     size_t i = 0;
@@ -109,12 +112,12 @@ class RecordReader {
     r.sizes = param.sizes().data();
     r.dim = param.dim();
     r.numel = param.numel();
-    r.ordinal = uint32_t(i);
+    r.ordinal = uint32_t(lists_.ordinals.empty() ? int64_t(i) : lists_.ordinals[i]);
     std::array<std::pair<Operand*, const Tensor*>, kMaxStates + 4> operands;
     size_t n = 0;
     operands[n++] = {&r.param, &param};
     operands[n++] = {&r.grad, &lists_.grads[i]};
-    if (rule_ != kSgd) {
+    if (has_step(rule_, o)) {
       const Tensor& step = next_state();
       STD_TORCH_CHECK(
           step.numel() == 1 &&
@@ -170,6 +173,8 @@ inline double read_scalar(const Tensor& t) {
 inline void check_lists(const Lists& lists, size_t rows) {
   STD_TORCH_CHECK(lists.grads.size() == lists.params.size() && lists.counts.size() == rows,
                   "optim_step_: every parameter needs a gradient, and every count a row of options");
+  STD_TORCH_CHECK(lists.ordinals.empty() || lists.ordinals.size() == lists.params.size(),
+                  "optim_step_: ordinals must be one a parameter, or none");
   for (const auto* list : {&lists.params, &lists.grads, &lists.states}) {
     for (const Tensor& t : *list) {
       STD_TORCH_CHECK(t.get_device_index() == lists.params[0].get_device_index() &&

@@ -11,7 +11,6 @@ namespace fastdl::optim {
 // What is optional of a CPU step is a number here.
 struct Scalars {
   optional<double> grad_scale, found_inf, max_grad_norm, grad_norm;
-  uint64_t seed = 0;
 };
 void run_step(RuleName rule, std::vector<Record>& records, const Scalars& given);
 
@@ -20,22 +19,15 @@ class Executor {
  public:
   virtual ~Executor() = default;
   // Null pointers: not given. Returns false, with nothing done, where an operand is not as it must be.
-  virtual bool step(Snapshot& snapshot, PyObject* grad_scale, PyObject* found_inf,
-                    const py::object& new_seed) = 0;
+  virtual bool step(Snapshot& snapshot, PyObject* grad_scale, PyObject* found_inf) = 0;
 };
 
 class OnCpu : public Executor {
  public:
-  bool step(Snapshot& s, PyObject* grad_scale, PyObject* found_inf, const py::object& new_seed) override {
+  bool step(Snapshot& s, PyObject* grad_scale, PyObject* found_inf) override {
     Scalars given;
     if (!read(s, grad_scale, given.grad_scale) || !read(s, found_inf, given.found_inf)) return false;
     given.max_grad_norm = s.max_grad_norm();
-    if (s.rounds()) {
-      const py::object seed = new_seed();
-      dlpack::Tensor t;
-      if (!s.exchange().describe(seed.ptr(), t)) return false;
-      given.seed = uint64_t(*static_cast<const int64_t*>(t.address()));
-    }
     const py::gil_scoped_release release;
     run_step(s.rule(), s.records(), given);
     return true;
@@ -55,9 +47,13 @@ class OnCpu : public Executor {
 
 class OnDevice : public Executor {
  public:
-  // workspace: device memory of workspace_bytes(); pinned(bytes) -> tensor
-  OnDevice(const DeviceLibrary& library, Snapshot& s, py::object workspace, py::object pinned)
-      : library_(library), workspace_(std::move(workspace)), staging_(library, std::move(pinned)) {
+  // workspace() -> device memory of workspace_bytes(); pinned(bytes) -> tensor. A capture has no room for
+  // them.
+  OnDevice(const DeviceLibrary& library, Snapshot& s, const py::object& workspace, py::object pinned)
+      : library_(library), staging_(library, std::move(pinned)) {
+    if (library.is_capturing(s.exchange().stream(s.device())))
+      throw py::value_error("OptimReplay: in a capture");
+    workspace_ = workspace();
     dlpack::Tensor memory;
     if (!s.exchange().describe(workspace_.ptr(), memory)) throw py::type_error("OptimReplay: no workspace");
     base_ = static_cast<char*>(memory.address());
@@ -65,6 +61,7 @@ class OnDevice : public Executor {
     step_.tiles = number_tiles(records);
     step_.count = int32_t(records.size());
     step_.row_count = int32_t(s.rows().size());
+    step_.counts = any_step(records);
     step_.partials = reinterpret_cast<double*>(base_);
     step_.records = reinterpret_cast<const DeviceRecord*>(base_ + kRecordsAt);
     table_.resize(size_t(table_bytes(step_.row_count, step_.count)));
@@ -76,18 +73,14 @@ class OnDevice : public Executor {
     for (int slot = 0; slot < 2; ++slot) staging_.reserve(largest);
   }
 
-  bool step(Snapshot& s, PyObject* grad_scale, PyObject* found_inf, const py::object& new_seed) override {
-    if (!find(s, grad_scale, dlpack::kFloat, 32, step_.grad_scale) ||
-        !find(s, found_inf, dlpack::kFloat, 32, step_.found_inf)) {
+  bool step(Snapshot& s, PyObject* grad_scale, PyObject* found_inf) override {
+    if (!find(s, grad_scale, step_.grad_scale) || !find(s, found_inf, step_.found_inf)) {
       return false;
     }
     const CurrentDevice current(library_, s.device().index);
     void* const stream = s.exchange().stream(s.device());
     const bool capturing = library_.is_capturing(stream);
     if (s.has_moved() && !send_records(s, stream, capturing)) return false;
-    const py::object seed = s.rounds() ? new_seed() : py::none();
-    step_.seed = nullptr;
-    if (!find(s, seed.ptr(), dlpack::kInt, 64, step_.seed)) return false;
     step_.max_grad_norm = s.max_grad_norm().value_or(0);
     fill_table(s);
     step_.table = nullptr;
@@ -120,19 +113,19 @@ class OnDevice : public Executor {
     int before_;
   };
 
-  template <class T>
-  static bool find(const Snapshot& s, PyObject* given, int code, int bits, const T*& pointer) {
+  static bool find(const Snapshot& s, PyObject* given, const float*& pointer) {
     dlpack::Tensor t;
     pointer = nullptr;
     if (given == Py_None) return true;
     if (!s.exchange().describe(given, t) || t.device != s.device()) return false;
-    pointer = static_cast<const T*>(t.address());
-    return t.numel() == 1 && t.dtype.code == code && t.dtype.bits == bits;
+    pointer = static_cast<const float*>(t.address());
+    return t.numel() == 1 && t.dtype.code == dlpack::kFloat && t.dtype.bits == 32;
   }
 
-  // A graph would send the records at every replay, those of a step that may be long past.
+  // A graph would send the records at every replay, those of a step that may be long past; and what a graph
+  // reads stays as it was.
   bool send_records(Snapshot& s, void* stream, bool capturing) {
-    if (capturing) return false;
+    if (capturing || captured_) return false;
     std::vector<DeviceRecord> records;
     uniform_ = true;
     for (const Record& r : s.records()) {
@@ -164,9 +157,8 @@ class Replay {
  public:
   // library: address of a DeviceLibrary, 0 for CPU. See fastdl/optim/_replay.py for the rest.
   Replay(int64_t rule, py::list groups, py::dict state, optional<double> max_grad_norm, py::object refresh,
-         py::object new_seed, int64_t library, py::object workspace, py::object pinned)
-      : snapshot_(RuleName(rule), std::move(groups), std::move(state), max_grad_norm, std::move(refresh)),
-        new_seed_(std::move(new_seed)) {
+         int64_t library, py::object workspace, py::object pinned)
+      : snapshot_(RuleName(rule), std::move(groups), std::move(state), max_grad_norm, std::move(refresh)) {
     snapshot_.release();
     if (library == 0) {
       executor_ = std::make_unique<OnCpu>();
@@ -183,7 +175,7 @@ class Replay {
   py::object step(py::list groups, py::dict state, py::object grad_scale, py::object found_inf) {
     py::object written = py::none();
     if (snapshot_.look(groups, std::move(state)) &&
-        executor_->step(snapshot_, grad_scale.ptr(), found_inf.ptr(), new_seed_)) {
+        executor_->step(snapshot_, grad_scale.ptr(), found_inf.ptr())) {
       written = snapshot_.written(groups);
     }
     snapshot_.release();
@@ -195,7 +187,6 @@ class Replay {
 
  private:
   Snapshot snapshot_;
-  py::object new_seed_;
   std::unique_ptr<Executor> executor_;
   OnDevice* device_ = nullptr;
 };

@@ -120,6 +120,9 @@ struct Shared {
         l2(o.decoupled ? 0 : o.weight_decay),
         keep(o.decoupled ? 1 - lr * o.weight_decay : 1),
         threshold(o.proximal ? lr * o.l1 : 0) {}
+  FASTDL_HOST_DEVICE explicit Shared(const Shared<T, !kL1>& s)
+      : scale(s.scale), l1(s.l1), l2(s.l2), keep(s.keep), threshold(s.threshold) {}
+  FASTDL_HOST_DEVICE bool has_l1() const { return l1 != 0 || threshold != 0; }
 
   template <class Rule>
   FASTDL_HOST_DEVICE void operator()(const Rule& rule, T& p, T g, T* state) const {

@@ -16,7 +16,8 @@ class Snapshot {
     require(exchange_ != nullptr);
     rows_.resize(groups.size());
     groups_.resize(groups.size());
-    for (size_t row = 0; row < groups.size(); ++row) add_params(row, groups[row].cast<py::tuple>());
+    uint32_t ordinal = 0;
+    for (size_t row = 0; row < groups.size(); ++row) add_params(row, groups[row].cast<py::tuple>(), ordinal);
     require(!records_.empty());
     index_states(state.ptr());
     for (size_t row = 0; row < groups.size(); ++row) find_roles(row, groups[row].cast<py::tuple>());
@@ -37,10 +38,6 @@ class Snapshot {
   std::vector<Row>& rows() { return rows_; }
   dlpack::Device device() const { return device_; }
   optional<double> max_grad_norm() const { return max_grad_norm_; }
-  bool rounds() const {
-    return std::any_of(rows_.begin(), rows_.end(),
-                       [](const Row& row) { return row.options.stochastic_rounding != 0; });
-  }
   // Whether an address other than a gradient's is another than when this was asked before.
   bool has_moved() { return std::exchange(moved_, false); }
 
@@ -103,10 +100,11 @@ class Snapshot {
     groups_[row].whole = groups_[row].whole && !groups_[row].zeroes;
   }
 
-  void add_params(size_t row, const py::tuple& given) {
+  void add_params(size_t row, const py::tuple& given, uint32_t& ordinal) {
     set_row(row, given[2].cast<std::vector<double>>());
     for (py::handle param : given[0]["params"].cast<py::list>()) {
       dlpack::Tensor p, g;
+      const uint32_t place = ordinal++;
       require(exchange_->describe(param.ptr(), p));
       const Reference grad(exchange_->grad(param.ptr()));
       require(grad.get() != nullptr);
@@ -119,7 +117,7 @@ class Snapshot {
       require(known_dtype(p.dtype, r.param.dtype) && known_dtype(g.dtype, r.grad.dtype));
       if (records_.empty()) device_ = p.device;
       r.options = &rows_[row].options;
-      r.ordinal = uint32_t(records_.size());
+      r.ordinal = place;
       r.dim = p.dim;
       r.numel = 1;
       for (int d = 0; d < p.dim; ++d) r.numel *= p.sizes[d];
@@ -181,7 +179,7 @@ class Snapshot {
                                     [](const Item& item) { return item.record >= 0; });
     if (first == group.items.end() || names.empty()) return;
     std::vector<int> wanted;
-    if (rule_ != kSgd) wanted.push_back(kStepRole);
+    if (has_step(rule_, o)) wanted.push_back(kStepRole);
     for (int k = 0; k < state_count(rule_, o); ++k) wanted.push_back(kFirstState + k);
     const bool low = is_low_precision(records_[size_t(first->record)].param.dtype);
     if (o.master_weights != 0 && low) wanted.push_back(kMasterRole);
@@ -339,8 +337,11 @@ class Snapshot {
     ScalarType dtype;
     if (t.device != device_ || !known_dtype(t.dtype, dtype) || dtype != operand.dtype) return false;
     if (scalar) return t.dim == 0;
-    return t.dim == r.dim && std::equal(t.sizes, t.sizes + t.dim, r.sizes) &&
-           std::equal(t.strides, t.strides + t.dim, r.sizes + r.dim);
+    bool same = t.dim == r.dim;
+    for (int64_t d = 0; same && d < r.dim; ++d) {  // a call of memcmp takes longer than the few there are
+      same = t.sizes[d] == r.sizes[d] && t.strides[d] == r.sizes[r.dim + d];
+    }
+    return same;
   }
   bool take(const Record& r, Operand& operand, const dlpack::Tensor& t, bool scalar = false) {
     if (!same_form(r, operand, t, scalar)) return false;

@@ -133,27 +133,60 @@ FASTDL_DEVICE void zero_gradients(const Step& a) {
 
 // Pass 2: the update ----------------------------------------------------------------------------------------
 
+FASTDL_DEVICE bool has_low_precision(const DeviceRecord& r) {
+  bool low = is_low_precision(r.param_dtype);
+  FASTDL_UNROLL
+  for (int k = 0; k < kMaxStates; ++k) low = low || is_low_precision(r.state_dtype[k]);
+  return low;
+}
+
 template <class T, class Rule>
 struct Prepared {
   Shared<T> shared;
   Rule rule;
   T ema_weight;
   bool rounds, zeroes;
-  uint64_t seed;
+  RoundingKey key;
   void* grad;
 
-  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const int64_t* seed,
+  FASTDL_DEVICE Prepared(const Options& o, double lr, double step, double factor, const DeviceRecord& r,
                          void* grad)
       : shared(o, lr, factor),
         rule(o, lr, step),
         ema_weight(T(1 - o.ema_decay)),
-        rounds(o.stochastic_rounding != 0),
+        rounds(o.stochastic_rounding != 0 && has_low_precision(r)),
         zeroes(o.zero_grad != 0),
-        seed(seed ? uint64_t(*seed) : 0),
+        key{uint64_t(o.rounding_seed), uint64_t(step)},
         grad(grad) {}
 };
 
-// volatile: the record is read where it is used, instead of living in 30 registers.
+template <class T, bool kL1, class Rule>
+FASTDL_DEVICE void apply(const Shared<T, kL1>& shared, const Rule& rule, T* p, const T* g,
+                         T (*states)[kWidthOf<T>]) {
+  FASTDL_UNROLL
+  for (int j = 0; j < kWidthOf<T>; ++j) {
+    T state[Rule::kStates + 1];
+    FASTDL_UNROLL
+    for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][j];
+    shared(rule, p[j], g[j], state);
+    FASTDL_UNROLL
+    for (int k = 0; k < Rule::kStates; ++k) states[k][j] = state[k];
+  }
+}
+
+// Rounds an operand of a vector from `index` on, where it is stored in 16 bits. Two slots share a stream's
+// words (rounding.h): in the order of slots, each stream is drawn once.
+template <class T>
+FASTDL_DEVICE void round_slot(const volatile DeviceRecord& r, RoundingKey key, int64_t index, int slot,
+                              T* values, uint32_t* words) {
+  constexpr int kWidth = kWidthOf<T>;
+  if (slot % 2 == 0) draw_words<kWidth>(key, index, rounding_stream(r.ordinal, slot), words);
+  const Dtype dtype = slot == 0 ? r.param_dtype : r.state_dtype[slot - 1];
+  if (!is_low_precision(dtype) || (slot == 0 && r.master)) return;
+  round_stochastically<T, kWidth>(values, dtype, words, slot);
+}
+
+// volatile: the record, in shared memory, is read where it is used, instead of living in 30 registers.
 template <class T, class Rule>
 FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<T, Rule>& c, int i,
                                  Range range) {
@@ -164,24 +197,17 @@ FASTDL_DEVICE void update_vector(const volatile DeviceRecord& r, const Prepared<
   read<T, kWidth>(c.grad, r.grad_dtype, i, range, g);
   FASTDL_UNROLL
   for (int k = 0; k < kStates; ++k) read<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
-  FASTDL_UNROLL
-  for (int j = 0; j < kWidth; ++j) {
-    T state[kStates + 1];
-    FASTDL_UNROLL
-    for (int k = 0; k < kStates; ++k) state[k] = states[k][j];
-    c.shared(c.rule, p[j], g[j], state);
-    FASTDL_UNROLL
-    for (int k = 0; k < kStates; ++k) states[k][j] = state[k];
+  if (c.shared.has_l1()) {
+    apply(c.shared, c.rule, p, g, states);
+  } else {
+    apply(Shared<T, false>(c.shared), c.rule, p, g, states);
   }
+  uint32_t words[kWidth];
   FASTDL_UNROLL
-  for (int k = 0; k < kStates; ++k) {
-    if (c.rounds && is_low_precision(r.state_dtype[k])) {
-      round_stochastically<T, kWidth>(states[k], r.state_dtype[k], c.seed, range.begin + i, r.ordinal, 1 + k);
-    }
-    write<T, kWidth>(r.state[k], r.state_dtype[k], i, range, states[k]);
-  }
-  if (c.rounds && !has_master && is_low_precision(r.param_dtype)) {
-    round_stochastically<T, kWidth>(p, r.param_dtype, c.seed, range.begin + i, r.ordinal, 0);
+  for (int slot = 0; slot <= kStates; ++slot) {
+    T* const values = slot == 0 ? p : states[slot - 1];
+    if (c.rounds) round_slot(r, c.key, range.begin + i, slot, values, words);
+    if (slot > 0) write<T, kWidth>(r.state[slot - 1], r.state_dtype[slot - 1], i, range, values);
   }
   if (has_master) write<T, kWidth>(r.master, kFloat32, i, range, p);
   write<T, kWidth>(r.param, r.param_dtype, i, range, p);
@@ -209,9 +235,11 @@ struct alignas(16) PreparedStorage {
   unsigned char bytes[160];
 };
 
-// Thread 0's: the block's tiles, and the counter of a record that goes on in the next block, which is written
-// once all blocks have read it. In shared memory: registers are scarce.
+// The record at hand, for all threads. Thread 0's: the block's tiles, and the counter of a record that goes
+// on in the next block, which is written once all blocks have read it. In shared memory: registers are
+// scarce.
 struct BlockState {
+  DeviceRecord record;
   int first, end;
   void* counter;
   double step;
@@ -229,14 +257,15 @@ FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, Prep
                                BlockState& block) {
   using prepared_t = Prepared<T, Rule>;
   static_assert(sizeof(prepared_t) <= sizeof(PreparedStorage));
-  const DeviceRecord& r = t.record;
+  const DeviceRecord& r = block.record;
   if (t.is_new) {
     __syncthreads();  // others may still read the record before
     if (threadIdx.x == 0) {
+      block.record = t.record;
       const Row& row = a.rows[r.row];
       const double lr = row.lr ? read_one(row.lr, row.lr_dtype) : row.options.lr;
       const double step = r.step ? read_one(r.step, r.step_dtype) + 1 : 0;
-      new (storage.bytes) prepared_t(row.options, lr, step, factor, a.seed, t.grad);
+      new (storage.bytes) prepared_t(row.options, lr, step, factor, r, t.grad);
       if (r.step && r.first_tile >= block.first) {
         if (r.first_tile + tiles_of(r.numel) <= block.end) {
           write_step(r.step, r.step_dtype, step);
@@ -254,10 +283,10 @@ FASTDL_DEVICE void update_tile(const Step& a, const Tile& t, double factor, Prep
 }
 
 // All parameters float32 or 16-bit and under one rule type: the usual case, with the registers for three
-// blocks a multiprocessor.
+// blocks a multiprocessor; for two where it has three states, with nearly the bytes in flight.
 template <class Rule>
 struct Uniform {
-  static constexpr int kBlocksPerMultiprocessor = 3;
+  static constexpr int kBlocksPerMultiprocessor = Rule::kStates < 3 ? 3 : 2;
   template <class F>
   FASTDL_DEVICE static void select(const Options&, bool, F f) {
     f.template operator()<float, Rule>();
@@ -307,8 +336,8 @@ __global__ void __launch_bounds__(kThreads, Kind::kBlocksPerMultiprocessor)
       update_tile<T, Rule>(a, t, factor, storage, block);
     });
   });
-  if (a.records[0].step) {  // all have one, or none
-    grid_sync();            // every block has read the counters
+  if (a.counts) {
+    grid_sync();  // every block has read the counters
     if (threadIdx.x == 0 && block.counter) write_step(block.counter, block.dtype, block.step);
   }
 }

@@ -1,7 +1,7 @@
 """Counterpart of torch.optim: torch's optimizers, state dicts and schedulers, with the whole step in one call.
 
 Each class takes torch's options and, keyword-only, `l1=`, `l1_mode=`, `max_grad_norm=`, `ema_decay=`,
-`master_weights=`, `stochastic_rounding=` and `zero_grad=` (see `fastdl.optim.Adam`).
+`master_weights=`, `stochastic_rounding=`, `rounding_seed=` and `zero_grad=` (see `fastdl.optim.Adam`).
 """
 
 from fastdl.optim import schedule as schedule

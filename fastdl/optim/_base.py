@@ -11,15 +11,16 @@ from torch.optim.optimizer import _get_scalar_dtype, _use_grad_for_differentiabl
 from fastdl._library import _C
 from fastdl.optim._average import AveragedOptimizer
 from fastdl.optim._replay import Replay, ReplayedOptimizer, by_address_first
+from fastdl.optim._rounding import RoundingOptimizer
 from fastdl.optim._step import EXTRAS, LOW_PRECISION, OPTIONS, Rule, check_extras, optim_step
 from fastdl.optim._torch_path import Part, check_part, step_in_torch
-from fastdl.philox import new_seed
 
 
 class _Batch:
     """The op's lists for the parameters of one device, and the states to keep once the step has succeeded."""
 
     def __init__(self) -> None:
+        self.owners: list[Tensor] = []  # the optimizer's parameters; `params` are what lies on this rank
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.states: list[Tensor] = []
@@ -29,7 +30,7 @@ class _Batch:
         self.rounds = self.first = self.zeroes = False
 
 
-class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
+class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer, RoundingOptimizer):
     """Mixin in front of a torch optimizer: torch's class holds options and state, this one takes the step."""
 
     _rule: Rule
@@ -54,10 +55,11 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
         ema_decay: float | None = None,
         master_weights: bool = False,
         stochastic_rounding: bool = False,
+        rounding_seed: int | None = None,
         zero_grad: bool = False,
         **kwargs: Any,
     ) -> None:
-        extras = (l1, l1_mode, max_grad_norm, ema_decay, master_weights, stochastic_rounding, zero_grad)
+        extras = (l1, l1_mode, max_grad_norm, ema_decay, master_weights, stochastic_rounding, rounding_seed, zero_grad)
         self._extras = dict(zip(EXTRAS, extras, strict=True))
         super().__init__(*args, **kwargs)
 
@@ -126,6 +128,7 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
         max_grad_norm = self._max_grad_norm()
         if found_inf is not None and found_inf.device.type == "cpu" and found_inf.item() != 0:
             return self._zero_skipped()
+        self._seed_rounding()
         batches: dict[torch.device, _Batch] = {}
         fresh: list[tuple[Tensor, str, Tensor]] = []
         torch_parts: list[Part] = []
@@ -180,6 +183,7 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
                     views = [t.to_local() if hasattr(t, "to_local") else t for t in views]
                 if p.is_complex():
                     views = [torch.view_as_real(t) if t.is_complex() else t for t in views]
+                batch.owners.append(p)
                 batch.params.append(views[0])
                 batch.grads.append(views[1])
                 batch.states += views[2:]
@@ -191,7 +195,7 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
 
     def _wanted(self, group: dict[str, Any], names: tuple[str, ...], low: bool) -> tuple[str, ...]:
         """Return the names of all states of a parameter in the kernel's order."""
-        step = ("step",) if self._rule.has_step else ()
+        step = ("step",) if self._rule.has_step(group) else ()
         master = ("master_param",) if low and group["master_weights"] else ()
         return (*step, *names, *master, *(() if group["ema_decay"] is None else ("ema",)))
 
@@ -231,7 +235,6 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
         options = {
             **dict.fromkeys(OPTIONS, 0.0),
             **self._rule_options(group),
-            "lr": group["lr"],
             "lr_index": -1,
             "weight_decay": group["weight_decay"],
             "maximize": group["maximize"],
@@ -240,12 +243,18 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
             "ema_decay": -1 if group["ema_decay"] is None else group["ema_decay"],
             "master_weights": group["master_weights"],
             "stochastic_rounding": group["stochastic_rounding"],
+            "rounding_seed": group["rounding_seed"] if group["stochastic_rounding"] else 0,
             "first": first,
             "zero_grad": group["zero_grad"],
         }
-        if isinstance(group["lr"], Tensor):
-            options.update(lr=0.0, lr_index=len(lrs))
-            lrs.append(group["lr"].detach())
+        lr = group["lr"]
+        if torch.compiler.is_compiling() and not isinstance(lr, Tensor):  # each number would be compiled anew
+            lr = torch.ones((), dtype=torch.float64, device=group["params"][0].device) * lr
+        if isinstance(lr, Tensor):
+            options["lr_index"] = len(lrs)
+            lrs.append(lr.detach())
+        else:
+            options["lr"] = lr
         return [float(options[name]) for name in OPTIONS]
 
     def _max_grad_norm(self) -> float | None:
@@ -282,7 +291,7 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
             here(getattr(self, "found_inf", None)),
             max_grad_norm,
             here(grad_norm),
-            new_seed(device) if batch.rounds else None,
+            self._ordinals(batch.owners) if batch.rounds else [],
             self._workspace(device, len(batch.params), len(batch.counts)),
         )
         if not torch.compiler.is_compiling():
@@ -296,6 +305,8 @@ class FusedOptimizer(ReplayedOptimizer, AveragedOptimizer):
             return []
         kept: dict[torch.device, list[Tensor]] = self.__dict__.setdefault("_workspaces", {})
         size = _C.optim_workspace_bytes(count, rows)
+        if not torch.compiler.is_compiling() and device in kept and kept[device][1][0]:  # a graph reads it: op.cpp
+            self.__dict__.setdefault("_captured", []).append(kept.pop(device))
         if device not in kept or kept[device][0].numel() < size:
             kept[device] = [torch.zeros(size, dtype=torch.uint8, device=d) for d in (device, "cpu")]
         return kept[device]

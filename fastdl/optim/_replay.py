@@ -19,7 +19,6 @@ from torch.optim.optimizer import Optimizer
 from fastdl import _library
 from fastdl._library import _C
 from fastdl.optim._step import LOW_PRECISION, check_extras, optim_step
-from fastdl.philox import new_seed
 
 # The address of the library that steps on the device of `like`, for _C.OptimReplay; 0: _C itself does.
 optim_library = _library.define("optim_library(Tensor like) -> int", fake=lambda like: 0, reference=lambda like: 0)
@@ -37,6 +36,7 @@ class _Refresh:
         optimizer: Any = self.optimizer()
         group = optimizer.param_groups[index]
         check_extras(type(optimizer).__name__, group)
+        optimizer._seed_rounding()
         if _names(optimizer, group) != self.names[index] or group["stochastic_rounding"] != self.rounds[index]:
             return None
         return optimizer._option_row(group, False, []), optimizer._max_grad_norm()
@@ -50,10 +50,7 @@ class Replay:
         like = next(p for group in groups for p in group["params"] if p.grad is not None)
         self.run, device = optim_step.run, like.device
         library = optim_library(like)
-        workspace: Tensor | None = None
-        if library:
-            size = _C.optim_workspace_bytes(sum(len(group["params"]) for group in groups), len(groups))
-            workspace = torch.zeros(size, dtype=torch.uint8, device=device)
+        size = _C.optim_workspace_bytes(sum(len(group["params"]) for group in groups), len(groups))
 
         def pinned(size: int) -> Tensor:
             return torch.empty(size, dtype=torch.uint8, pin_memory=device.type != "cpu", device="cpu")
@@ -65,9 +62,8 @@ class Replay:
             optimizer.state,
             optimizer._max_grad_norm(),
             _Refresh(optimizer, names),
-            lambda: new_seed(device),
             library,
-            workspace,
+            lambda: torch.zeros(size, dtype=torch.uint8, device=device),
             pinned,
         )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdl import _library
-from fastdl.philox import philox
+from fastdl.optim._rounding import round_stochastically
 
 EXTRAS: dict[str, Any] = {
     "l1": 0.0,
@@ -17,6 +17,7 @@ EXTRAS: dict[str, Any] = {
     "ema_decay": None,
     "master_weights": False,
     "stochastic_rounding": False,
+    "rounding_seed": None,
     "zero_grad": False,
 }
 
@@ -31,6 +32,11 @@ def check_extras(name: str, group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid max_grad_norm value: {group['max_grad_norm']}; {name} needs None or a norm > 0")
     if group["ema_decay"] is not None and not 0.0 <= group["ema_decay"] < 1.0:
         raise ValueError(f"Invalid ema_decay value: {group['ema_decay']}; {name} needs None or 0 <= ema_decay < 1")
+    seed = group["rounding_seed"]
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**53):
+        raise ValueError(
+            f"Invalid rounding_seed value: {seed!r}; {name} needs None or an int, 0 <= rounding_seed < 2**53"
+        )
     if group["master_weights"] and group["stochastic_rounding"]:
         raise ValueError(f"{name}: master_weights and stochastic_rounding exclude each other; drop one")
 
@@ -39,8 +45,8 @@ def check_extras(name: str, group: Mapping[str, Any]) -> None:
 # fmt: off
 OPTIONS = (
     "lr", "lr_index", "weight_decay", "decoupled", "maximize", "l1", "proximal", "ema_decay", "master_weights",
-    "stochastic_rounding", "momentum", "dampening", "nesterov", "first", "beta1", "beta2", "eps", "amsgrad", "alpha",
-    "centered", "lr_decay", "zero_grad",
+    "stochastic_rounding", "rounding_seed", "momentum", "dampening", "nesterov", "first", "beta1", "beta2", "eps",
+    "amsgrad", "alpha", "centered", "lr_decay", "zero_grad",
 )
 # fmt: on
 
@@ -56,7 +62,7 @@ class Rule:
 
     name: str
     update: Update
-    has_step: bool = True
+    counts_steps: bool = True
 
     def __post_init__(self) -> None:
         RULES[RULE_NAMES.index(self.name)] = self
@@ -65,6 +71,10 @@ class Rule:
     def code(self) -> int:
         """What C++ calls the rule."""
         return RULE_NAMES.index(self.name)
+
+    def has_step(self, options: Mapping[str, Any]) -> bool:
+        """Return whether a parameter's steps are counted: for the formula, or for the bits of rounding."""
+        return self.counts_steps or bool(options["stochastic_rounding"])
 
     def state_count(self, options: Mapping[str, float]) -> int:
         """Return how many states of a parameter the rule has under these options, the step not counted."""
@@ -78,26 +88,6 @@ class Rule:
 
 RULE_NAMES = ("sgd", "adam", "rmsprop", "adagrad")
 RULES: dict[int, Rule] = {}
-
-
-def round_stochastically(value: Tensor, dtype: torch.dtype, seed: Tensor, ordinal: int = 0, slot: int = 0) -> Tensor:
-    """Round float32 to a 16-bit dtype, up with the probability of the part cut off; bits as csrc/optim/rounding.h.
-
-    Element i of operand `slot` (0: the parameter, 1...: its states) of parameter `ordinal` draws half a word of
-    Philox(seed, i // 4).
-    """
-    counter = torch.arange((value.numel() + 3) // 4, device=value.device)
-    words = torch.stack(philox(seed, counter, 2 * ordinal + slot // 2), dim=1).reshape(-1)
-    random = (words[: value.numel()] >> 16 * (slot % 2) & 0xFFFF).reshape(value.shape)
-    if dtype == torch.bfloat16:
-        bits = value.contiguous().view(torch.int32) + random.to(torch.int32)
-        rounded = (bits & -65536).view(torch.float32)
-    else:
-        exponent = torch.frexp(value).exponent - 1  # float16 is evenly spaced by 2^-24 below 2^-14
-        spacing = torch.ldexp(torch.ones_like(value), torch.clamp(exponent - 10, min=-24))
-        rounded = torch.floor(value.abs() / spacing + random / 65536.0) * spacing
-        rounded = rounded.copysign(value)
-    return torch.where(value.isfinite(), rounded, value).to(dtype)
 
 
 def _square_sum(grads: Sequence[Tensor], inv_scale: Tensor | float) -> Tensor:
@@ -121,7 +111,7 @@ def step_reference(
     found_inf: Tensor | None,
     max_grad_norm: float | None,
     grad_norm: Tensor | None,
-    seed: Tensor | None,
+    ordinals: list[int],
     workspace: list[Tensor] | None = None,
 ) -> None:
     """Step in the order of the text books: unscale, clip, L1, L2, decay, rule, proximal map, rounding, EMA."""
@@ -142,7 +132,7 @@ def step_reference(
         if o["lr_index"] >= 0:
             o["lr"] = float(lrs[int(o["lr_index"])])
         for _ in range(count):
-            _update_one(RULES[rule], params[i], grads[i] * factor, rest, o, seed, i)
+            _update_one(RULES[rule], params[i], grads[i] * factor, rest, o, ordinals[i] if ordinals else i)
             i += 1
     _zero(zeroed)
 
@@ -153,10 +143,10 @@ def _zero(grads: Sequence[Tensor]) -> None:
 
 
 def _update_one(
-    rule: Rule, param: Tensor, grad: Tensor, rest: Iterator[Tensor], o: dict[str, float], seed: Tensor | None, i: int
+    rule: Rule, param: Tensor, grad: Tensor, rest: Iterator[Tensor], o: dict[str, float], ordinal: int
 ) -> None:
     low = param.dtype in LOW_PRECISION
-    step = next(rest).add_(1) if rule.has_step else torch.zeros(())
+    step = float(next(rest).add_(1)) if rule.has_step(o) else 0.0
     stored = [next(rest) for _ in range(rule.state_count(o))]
     master = next(rest) if low and o["master_weights"] else None
     ema = next(rest) if o["ema_decay"] >= 0 else None
@@ -171,15 +161,14 @@ def _update_one(
         g = g.add(p, alpha=o["weight_decay"])
     if o["decoupled"]:
         p.mul_(1 - o["lr"] * o["weight_decay"])
-    rule.update(p, g, work, float(step), o)
+    rule.update(p, g, work, step, o)
     if o["l1"] and o["proximal"]:
         p = _soft_threshold(p, o["lr"] * o["l1"])
 
     for slot, (target, value) in enumerate(zip([param, *stored], [p, *work])):
         rounds = o["stochastic_rounding"] and target.dtype in LOW_PRECISION and not (slot == 0 and master is not None)
         if rounds:
-            assert seed is not None
-            value = round_stochastically(value, target.dtype, seed, i, slot)
+            value = round_stochastically(value, target.dtype, int(o["rounding_seed"]), int(step), ordinal, slot)
         target.copy_(value)
     if master is not None:
         master.copy_(p)
@@ -189,7 +178,7 @@ def _update_one(
 
 optim_step = _library.define(
     "optim_step_(int rule, Tensor(a!)[] params, Tensor(d!)[] grads, Tensor(b!)[] states, Tensor[] lrs, int[] counts, "
-    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, Tensor? seed, "
+    "float[] options, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, Tensor? grad_norm, int[] ordinals, "
     "Tensor(c!)[] workspace) -> ()",
     fake=lambda *args: None,
     reference=step_reference,

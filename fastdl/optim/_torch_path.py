@@ -23,7 +23,7 @@ def check_part(optimizer: Optimizer, part: Part, accepts_sparse: bool) -> None:
         raise RuntimeError(f"{name.replace('AdamW', 'Adam')} does not support sparse gradients{hint}")
     if sparse and group["weight_decay"] != 0:
         raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-    extras = [name for name in EXTRAS if name != "l1_mode" and group[name]]
+    extras = [name for name in EXTRAS if name not in ("l1_mode", "rounding_seed") and group[name]]
     if extras:
         kind = "sparse gradients take" if sparse else "differentiable=True takes"
         raise RuntimeError(f"{name}: {kind} torch's own step, which has no {', '.join(extras)}; leave it out")

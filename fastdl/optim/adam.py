@@ -39,11 +39,15 @@ class Adam(FusedOptimizer, torch.optim.Adam):
         ema_decay: keeps decay * ema + (1 - decay) * p of every parameter, from its value before the first step
             (float32 for 16-bit parameters); read it with `ema_parameters()`.
         master_weights: float16 and bfloat16 parameters are updated in a float32 copy, with float32 states.
-        stochastic_rounding: results are rounded to 16-bit parameters and states' owners without bias.
+        stochastic_rounding: 16-bit parameters and states are rounded without bias; SGD then counts its steps too.
+        rounding_seed: what its bits depend on, beside the parameter's count of steps; an int in [0, 2**53). None: drawn
+            from torch's CPU generator at the first step that rounds. Replicas that must stay equal need the same.
         zero_grad: `p.grad` is filled with zeros once it is read, on a skipped step too; then `zero_grad()` has no work.
 
     Raises:
         ValueError: as torch, and for extras out of range.
+        RuntimeError: as torch; and where a CUDA graph cannot capture the step, which wants contiguous tensors and two
+            steps outside of the capture first.
 
     """
 

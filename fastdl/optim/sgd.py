@@ -44,7 +44,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
 
     """
 
-    _rule = Rule("sgd", sgd_update, has_step=False)
+    _rule = Rule("sgd", sgd_update, counts_steps=False)
     _accepts_sparse = True
 
     @staticmethod
