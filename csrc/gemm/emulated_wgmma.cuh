@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x >= Shape::kConsumers) {
     ptx::register_decrease<40>();
     if (threadIdx.x > Shape::kConsumers) return;
-    for_tiles(grid, p.k, [&](const TileWork& work) {
+    for_tiles<kEmulatedDepth>(grid, p.k, [&](const TileWork& work) {
       const int a_plane = a_batches > 1 ? int(work.batch) * kTerms : 0,
                 b_plane = b_batches > 1 ? int(work.batch) * kTerms : 0;
       for (int step = 0; step < work.range.steps * kHalves; ++step, place.next()) {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   ptx::register_increase<232>();
   const int group = int(threadIdx.x) / 128, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   float* const sums = reinterpret_cast<float*>(memory + kStages * Shape::kStageBytes);
-  for_tiles(grid, p.k, [&](const TileWork& work) {
+  for_tiles<kEmulatedDepth>(grid, p.k, [&](const TileWork& work) {
     float d[kN / 2], sum[kN / 2];
     FASTDL_UNROLL
     for (int i = 0; i < kN / 2; ++i) sum[i] = 0.0f;

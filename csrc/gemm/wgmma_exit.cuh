@@ -28,6 +28,7 @@ class WgmmaExit {
   static constexpr int kTeams = Shape::kConsumers / Shape::kTeam;
   static constexpr int kColumns = 64, kLines = 8, kVector = 8;  // of a piece; of what a lane takes at once
   static constexpr int kAcross = kN / kColumns, kPieces = kBlocks * kAcross * 2;
+  static constexpr int kPlain = sizeof(scalar_t) == 2 ? kVector : 2;  // columns that leave together without more
   // Of 8 columns the halves lie kOdd words apart: writes of fragments and reads of 16 bytes find 32 banks.
   static constexpr int kPitch = 72, kOdd = 36;
   static constexpr int kSlabs =
@@ -49,8 +50,14 @@ class WgmmaExit {
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kVector == 0 && !p.epilogue.is_full();
-    plain ? store_plain(work, d) : store_full(work, d);
+    const bool plain =
+        grid.splits == 1 && p.epilogue.aligned && p.n % kPlain == 0 && !p.epilogue.is_full();
+    if (!plain) return store_full(work, d);
+    if constexpr (sizeof(scalar_t) == 2) {
+      store_plain(work, d);
+    } else {
+      store_pairs(work, d);
+    }
   }
 
   // The first column of a times ones.
@@ -159,7 +166,28 @@ class WgmmaExit {
     *odd = {value[4], value[5], value[6], value[7]};
   }
 
-  // Alpha and bias alone, from registers: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
+  // Alpha and bias alone, of 4 bytes an element: what four lanes hold of a row is a whole sector of memory.
+  FASTDL_DEVICE void store_pairs(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    const int row0 = work.row * Shape::kTileM + first_row + lane / 4, column0 = work.column * kN + lane % 4 * 2;
+    const float alpha = float(p.epilogue.alpha);
+    const float* const biases = static_cast<const float*>(p.epilogue.bias);
+    float* const to = static_cast<float*>(p.output) + work.batch * p.output_batch + row0 * p.output_row + column0;
+    FASTDL_UNROLL
+    for (int j = 0; j < kN / 8; ++j) {
+      if (column0 + 8 * j >= int(p.n)) return;
+      Pair bias = {0, 0};
+      if (biases) bias = load_vector<2>(biases + column0 + 8 * j);
+      FASTDL_UNROLL
+      for (int i = 0; i < 2 * kBlocks; ++i) {
+        const int row = i / 2 * 64 + i % 2 * 8;
+        const float* const from = d[i / 2] + 4 * j + i % 2 * 2;
+        if (row0 + row >= int(p.m)) continue;
+        store_vector(to + row * p.output_row + 8 * j, Pair{from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
+      }
+    }
+  }
+
+  // The same of 2 bytes: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
   // whose 16-byte chunks are permuted as by a 128-byte swizzle.
   FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
     const uint32_t to = ptx::shared_address(piece) + uint32_t(lane % 16 * 128);
