@@ -364,8 +364,9 @@ FASTDL_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t leading, uin
          kMode << 62;
 }
 
-// A float32 in memory that TMA rounds to tf32 as it loads it: to nearest, ties to even, infinities and NaN kept
-// (seen on a GPU by Triton's tests of round_f32_to_tf32, triton-lang/triton#11751; CUTLASS relies on it too).
+// A float32 in memory that TMA rounds to tf32 as it loads it: to nearest, ties to even, infinities and NaN
+// kept (seen on a GPU by Triton's tests of round_f32_to_tf32, triton-lang/triton#11751; CUTLASS relies on it
+// too).
 struct RoundedToTf32 {
   float value;
 };

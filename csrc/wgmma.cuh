@@ -176,9 +176,9 @@ namespace fastdl::ptx {
                                                       ";\n}\n" : FASTDL_REGISTERS_##n : "r"(a[0]),      \
                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)), "n"(int(kBMajor)))
 // Both operands K-major: there are no bits to say otherwise.
-#define FASTDL_WGMMA_TF32(n, h0, h1, h2)                                                              \
-  FASTDL_ASM90A("{\n.reg .pred p;\nsetp.ne.b32 p, %" #h2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-                "k8.f32.tf32.tf32 {" FASTDL_NAMES_##n "}, %" #h0 ", %" #h1                            \
+#define FASTDL_WGMMA_TF32(n, h0, h1, h2)                                                                 \
+  FASTDL_ASM90A("{\n.reg .pred p;\nsetp.ne.b32 p, %" #h2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n    \
+                "k8.f32.tf32.tf32 {" FASTDL_NAMES_##n "}, %" #h0 ", %" #h1                               \
                                                       ", p, 1, 1;\n}\n" : FASTDL_REGISTERS_##n : "l"(a), \
                 "l"(b), "r"(int(accumulate)))
 #define FASTDL_FOR_EACH_WIDTH(_)            \

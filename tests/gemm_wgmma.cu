@@ -123,7 +123,8 @@ void run(const Case& c) {
 
   Problem p{};
   p.m = c.m, p.n = c.n, p.k = c.k, p.batch = c.batch;
-  p.dtype = std::is_same_v<T, half> ? kFloat16 : kBfloat16;
+  p.dtype = std::is_same_v<T, half> ? kFloat16 : std::is_same_v<T, float> ? kFloat32 : kBfloat16;
+  p.precision = kHigh;
   p.a = {a.begin, c.a_deep ? a.pitch : 1, c.a_deep ? 1 : a.pitch, a.rows * a.pitch};
   p.b = {b.begin, c.b_deep ? 1 : b.pitch, c.b_deep ? b.pitch : 1, b.rows * b.pitch};
   p.output = output.begin, p.output_row = output.pitch, p.output_batch = output.rows * output.pitch;
@@ -139,10 +140,14 @@ void run(const Case& c) {
   if (c.backward) e.activation = 1, e.saved = saved.begin;
   if (c.columns) e.column_sums = sums.data(), e.mean = mean.data(), e.m2 = m2.data();
   align(p);
-  Plan plan{kWgmma, c.tile.m, c.tile.n, kWgmmaDepth, c.splits, split_workspace_bytes(p, c.splits)};
+  Plan plan{kWgmma, c.tile.m, c.tile.n, wgmma_depth(p.dtype), c.splits, split_workspace_bytes(p, c.splits)};
   plan.turns = c.tile.turns, plan.cluster = c.tile.cluster;
-  std::vector<float> workspace(size_t(plan.workspace_bytes / 4 + 1), std::nanf(""));
-  const char* error = launch_product(p, plan, workspace.data(), nullptr);
+  plan.repacks_a = !wgmma_reads_a(p), plan.repacks_b = !wgmma_reads_b(p);
+  if (plan.repacks_a || plan.repacks_b) plan.workspace_bytes = aligned_split_bytes(p, c.splits);
+  if (plan.repacks_a) plan.workspace_bytes += packed_a(p).bytes;
+  if (plan.repacks_b) plan.workspace_bytes += packed_b(p).bytes;
+  Block<float> workspace(1, 1, plan.workspace_bytes / 4, 0, 0);
+  const char* error = launch_product(p, plan, workspace.begin, nullptr);
   require(!error, c, error ? error : "", 0);
 
   for (int64_t x = 0; x < c.batch; ++x) {
@@ -180,14 +185,14 @@ template <class T>
 void run_tile(const Tile& t) {
   // Edges in rows and columns, more tiles than multiprocessors, and k that ends inside a step.
   const bool tokens = t.turns == kTokens;
+  const bool sums_rows = t.turns == kHalves || (t.m == 64 && sizeof(T) == 2);
   const int64_t m = t.m * t.cluster + 8, n = t.n + 24;
   for (int layout = 0; layout < 4; ++layout) {
     const bool a_deep = layout & 1, b_deep = layout & 2;
     if (tokens && !a_deep) continue;
     run<T>({"layouts", t, m, n, 200, 1, a_deep, b_deep, 1});
     if (!tokens && layout == 0)
-      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false,
-              t.m / 64 == 1 || t.turns == kHalves});
+      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows});
   }
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
@@ -200,7 +205,7 @@ void run_tile(const Tile& t) {
   if (tokens) return;
   run<T>({"columns", t, m, n, 64, 1, true, true, 1, false, false, false, true});
   run<T>({"columns of all", t, 3 * t.m + 1, 2 * t.n, 64, 1, true, true, 1, true, true, false, true});
-  if (t.turns == kHalves || t.m == 64) {
+  if (sums_rows) {
     run<T>({"row sums", t, m, n, 200, 1, false, false, 1, false, false, false, true, true});
     run<T>({"row sums in parts", t, m, 40, 640, 1, false, false, 2, false, false, false, false, true});
   }
@@ -218,6 +223,10 @@ int main(int argc, char** argv) {
   const int only = argc > 1 ? atoi(argv[1]) : -1;
   for (int i = 0; i < int(std::size(tiles)); ++i) {
     if (only >= 0 && i != only) continue;
+    if (argc > 2 && std::string(argv[2]) == "tf32") {
+      run_tile<float>(tiles[i]);
+      continue;
+    }
     run_tile<bfloat16>(tiles[i]);
     if (i % 2 == 0) run_tile<half>(tiles[i]);
   }

@@ -65,16 +65,18 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
     assert splits == 1 or k // splits >= found["tile"][2]
     if found["family"] == "wgmma":
         assert device == H200
-        assert dtype in ("float16", "bfloat16")
+        tf32 = dtype == "float32" and precision == HIGH
+        assert tf32 or dtype in ("float16", "bfloat16")
         assert found["cluster"] in (1, 2)
         assert found["cluster"] == 1 or m > found["tile"][0]  # blocks of a pair take different rows
         assert found["turns"] in ("halves", "alternate", "tokens")
         if found["turns"] == "tokens":
             assert m <= 64
-            assert layouts[0] in "ns"  # k adjacent, or will be
+            assert tf32 or layouts[0] in "ns"  # k adjacent, or will be
             assert not partials
         adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes, or padded
-        odd = [layout == "s" or adjacent[layout][i] % 8 != 0 for i, layout in enumerate(layouts)]
+        vector, turned = (4, "tn") if tf32 else (8, "ss")  # of tf32 k has to be adjacent
+        odd = [layout in ("s", turned[i]) or adjacent[layout][i] % vector != 0 for i, layout in enumerate(layouts)]
         assert found["repacks"] == "".join(name for name, is_odd in zip("ab", odd) if is_odd)
     else:
         assert found["repacks"] == ""
@@ -91,6 +93,9 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         ((8192, 8192, 8192), {}, "mma", 128, 1),
         ((8192, 8192, 8192, "float32"), {}, "simt", 128, 1),
         ((8192, 8192, 8192, "float32"), {"precision": HIGH}, "mma", 128, 1),
+        ((8192, 8192, 8192, "float32"), {"precision": HIGH, "device": H200, "layouts": "nt"}, "wgmma", 128, 1),
+        ((8192, 8192, 8191, "float32"), {"precision": HIGH, "device": H200, "layouts": "tn"}, "wgmma", 128, 1),
+        ((8192, 8192, 32, "float32"), {"precision": HIGH, "device": H200, "layouts": "tn"}, "mma", 128, 1),
         ((8192, 8192, 8192), {"layouts": "sn"}, "simt", 64, 1),
         ((8192, 8192, 8192), {"device": T4}, "simt", 64, 1),
         ((64, 64, 100_000), {}, "mma", 64, 64),  # a weight gradient: few tiles, deep k

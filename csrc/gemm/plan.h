@@ -77,7 +77,7 @@ inline bool makes(const Problem& p, const Candidate& c) {
   if (c.family != kWgmma) return true;
   const bool columns = p.epilogue.column_sums || p.epilogue.mean;
   if (c.turns == kTokens) return p.m <= 64 && p.a.column == 1 && !columns && !p.a_sums;
-  return !p.a_sums || c.turns == kHalves || c.tile_m == 64;
+  return !p.a_sums || c.turns == kHalves || (c.tile_m == 64 && p.dtype != kFloat32);
 }
 
 }  // namespace plan_detail

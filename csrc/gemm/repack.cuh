@@ -50,14 +50,15 @@ struct TransposeArguments {
   bool aligned;          // every fourth of `from` may be read as a vector
 };
 
-// A tile of 64 x 64 a block. A thread turns 4 x 4 elements in registers, so that both sides of shared memory move
-// 16 bytes; rows' chunks are permuted by their line, and eight lanes find 32 banks on both ways.
+// A tile of 64 x 64 a block. A thread turns 4 x 4 elements in registers, so that both sides of shared memory
+// move 16 bytes; rows' chunks are permuted by their line, and eight lanes find 32 banks on both ways.
 __global__ void __launch_bounds__(kTransposeThreads)
     transpose_kernel(const __grid_constant__ TransposeArguments a) {
   constexpr int kTile = kTransposeTile, kChunks = kTile / 4;
   FASTDL_SHARED(tile, float4[kTile * kChunks]);
   const int64_t rows = a.across.quotient(blockIdx.x), batch = a.down.quotient(rows);
-  const int64_t inner0 = (blockIdx.x - rows * a.across.value) * kTile, line0 = (rows - batch * a.down.value) * kTile;
+  const int64_t inner0 = (blockIdx.x - rows * a.across.value) * kTile,
+                line0 = (rows - batch * a.down.value) * kTile;
   const int x = int(threadIdx.x) % kChunks, y = int(threadIdx.x) / kChunks;
   const int lines = a.lines - line0 < kTile ? int(a.lines - line0) : kTile;
   const int inner = a.inner - inner0 < kTile ? int(a.inner - inner0) : kTile;
@@ -85,7 +86,8 @@ __global__ void __launch_bounds__(kTransposeThreads)
   for (int i = 0; i < 4; ++i) {
     const int line = y + i * kChunks;
     const float4 value = tile[line * kChunks + (x ^ line / 4 % 8)];
-    if (line < lines && 4 * x < inner) store_vector(to + line * a.to_line, Vector<float, 4>{value.x, value.y, value.z, value.w});
+    if (line < lines && 4 * x < inner)
+      store_vector(to + line * a.to_line, Vector<float, 4>{value.x, value.y, value.z, value.w});
   }
 }
 

@@ -1,6 +1,6 @@
-// Products of 16 bits, and of float32 rounded to tf32 by TMA, on Hopper's tensor cores: a producer warp fetches
-// steps of k by TMA into a ring of stages, two warpgroups multiply them where they lie. Blocks stay and take
-// tile after tile: the next one's steps arrive while this one's sums leave.
+// Products of 16 bits, and of float32 rounded to tf32 by TMA, on Hopper's tensor cores: a producer warp
+// fetches steps of k by TMA into a ring of stages, two warpgroups multiply them where they lie. Blocks stay
+// and take tile after tile: the next one's steps arrive while this one's sums leave.
 #pragma once
 #include <type_traits>
 #include "gemm/wgmma_exit.cuh"
@@ -172,19 +172,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
     const auto skip = [&](int steps) { place.skip(steps); };
-    for_tiles_in_turns<kTeams, Shape::kDepth>(grid, p.k, kTeams == 1 ? 0 : group, skip, [&](const TileWork& work) {
-      float d[Shape::kBlocks][Shape::kTileN / 2], row_sums[Shape::kBlocks][4];
-      take_turn<Shape>(group == 0);
-      if (Shape::kSumsRows && p.a_sums && work.column == 0) {
-        multiply_tile<true, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
-        pass_turn<Shape>(group == 1);
-        exit.store_row_sums(work, row_sums);
-      } else {
-        multiply_tile<false, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
-        pass_turn<Shape>(group == 1);
-      }
-      exit.store_tile(work, d);
-    });
+    for_tiles_in_turns<kTeams, Shape::kDepth>(
+        grid, p.k, kTeams == 1 ? 0 : group, skip, [&](const TileWork& work) {
+          float d[Shape::kBlocks][Shape::kTileN / 2], row_sums[Shape::kBlocks][4];
+          take_turn<Shape>(group == 0);
+          if (Shape::kSumsRows && p.a_sums && work.column == 0) {
+            multiply_tile<true, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
+            pass_turn<Shape>(group == 1);
+            exit.store_row_sums(work, row_sums);
+          } else {
+            multiply_tile<false, Shape>(d, row_sums, work.range.steps, place, memory, first_row,
+                                        grid.cluster);
+            pass_turn<Shape>(group == 1);
+          }
+          exit.store_tile(work, d);
+        });
   }
   if (grid.cluster > 1) ptx::cluster_sync();  // the other block still arrives at this one's mbarriers
 }

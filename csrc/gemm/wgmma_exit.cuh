@@ -17,8 +17,9 @@ struct WgmmaTile {
   static constexpr int kTileM = tile_m, kTileN = tile_n, kConsumers = 256;
   static constexpr int kTeam = turns == kAlternate ? 128 : 256;  // threads that share a tile
   static constexpr int kBlocks = tile_m / 64 / (kTeam / 128);    // of 64 rows, of a warpgroup
+  // Sums of a's rows, while registers last; an exit of 4 bytes an element takes more of them.
   static constexpr bool kSumsRows =
-      kBlocks == 1 && turns != kTokens;  // sums of a's rows, while registers last
+      kBlocks == 1 && (turns == kHalves || (turns == kAlternate && sizeof(scalar) == 2));
 };
 
 template <class Shape>
@@ -28,7 +29,8 @@ class WgmmaExit {
   static constexpr int kTeams = Shape::kConsumers / Shape::kTeam;
   static constexpr int kColumns = 64, kLines = 8, kVector = 8;  // of a piece; of what a lane takes at once
   static constexpr int kAcross = kN / kColumns, kPieces = kBlocks * kAcross * 2;
-  static constexpr int kPlain = sizeof(scalar_t) == 2 ? kVector : 2;  // columns that leave together without more
+  static constexpr int kPlain =
+      sizeof(scalar_t) == 2 ? kVector : 2;  // columns that leave together without more
   // Of 8 columns the halves lie kOdd words apart: writes of fragments and reads of 16 bytes find 32 banks.
   static constexpr int kPitch = 72, kOdd = 36;
   static constexpr int kSlabs =
@@ -50,8 +52,7 @@ class WgmmaExit {
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    const bool plain =
-        grid.splits == 1 && p.epilogue.aligned && p.n % kPlain == 0 && !p.epilogue.is_full();
+    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kPlain == 0 && !p.epilogue.is_full();
     if (!plain) return store_full(work, d);
     if constexpr (sizeof(scalar_t) == 2) {
       store_plain(work, d);
@@ -168,10 +169,12 @@ class WgmmaExit {
 
   // Alpha and bias alone, of 4 bytes an element: what four lanes hold of a row is a whole sector of memory.
   FASTDL_DEVICE void store_pairs(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
-    const int row0 = work.row * Shape::kTileM + first_row + lane / 4, column0 = work.column * kN + lane % 4 * 2;
+    const int row0 = work.row * Shape::kTileM + first_row + lane / 4,
+              column0 = work.column * kN + lane % 4 * 2;
     const float alpha = float(p.epilogue.alpha);
     const float* const biases = static_cast<const float*>(p.epilogue.bias);
-    float* const to = static_cast<float*>(p.output) + work.batch * p.output_batch + row0 * p.output_row + column0;
+    float* const to =
+        static_cast<float*>(p.output) + work.batch * p.output_batch + row0 * p.output_row + column0;
     FASTDL_UNROLL
     for (int j = 0; j < kN / 8; ++j) {
       if (column0 + 8 * j >= int(p.n)) return;
@@ -182,7 +185,8 @@ class WgmmaExit {
         const int row = i / 2 * 64 + i % 2 * 8;
         const float* const from = d[i / 2] + 4 * j + i % 2 * 2;
         if (row0 + row >= int(p.m)) continue;
-        store_vector(to + row * p.output_row + 8 * j, Pair{from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
+        store_vector(to + row * p.output_row + 8 * j,
+                     Pair{from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
       }
     }
   }

@@ -7,8 +7,8 @@
 
 namespace fastdl::gemm {
 
-// An operand's step in shared memory: kLines (a's rows, b's columns) x 128 bytes. Where k is adjacent, lines of
-// those, one box; otherwise, of 16 bits, a box for each 64 lines, of 64 rows along k. All swizzled.
+// An operand's step in shared memory: kLines (a's rows, b's columns) x 128 bytes. Where k is adjacent, lines
+// of those, one box; otherwise, of 16 bits, a box for each 64 lines, of 64 rows along k. All swizzled.
 template <int lines, bool deep>
 struct WgmmaOperand {
   static constexpr int kLines = lines, kBytes = lines * kWgmmaBytes, kBox = 64 * kWgmmaBytes;
