@@ -92,7 +92,7 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
                             (halves || (words && p.precision == kHigh));
   const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
   if (is_gemv(p) && !partials) return f(plan_gemv(p, machine));
-  if (words && p.precision >= kEmulated && !partials) {
+  if (words && p.precision >= kEmulated) {
     const Plan emulated = plan_emulated(p, machine);
     if (emulated.tile_m > 0) return f(emulated);
   }
