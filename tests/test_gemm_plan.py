@@ -161,15 +161,15 @@ def test_hopper_choices(sizes, partials, tile, turns, cluster, splits):
     [
         ((8192, 8192, 8192), {"device": H200}, "emulated wgmma", 192, 1),
         ((8192, 8192, 8191), {"device": H200, "layouts": "ss"}, "emulated wgmma", 192, 1),
-        ((2048, 2048, 2048), {"device": H200}, "emulated wgmma", 192, 2),
-        ((1024, 1024, 65536), {"device": H200, "layouts": "tn"}, "emulated wgmma", 192, 8),
+        ((2048, 2048, 2048), {"device": H200}, "emulated wgmma", 128, 1),  # two whole waves
+        ((1024, 1024, 65536), {"device": H200, "layouts": "tn"}, "emulated wgmma", 128, 2),
         ((8192, 8192, 8192), {"device": A100}, "emulated mma", 128, 1),
         ((256, 256, 256), {"device": H200}, "simt", 64, 4),  # the pass over the operands costs more than it saves
         ((8192, 8192, 16), {"device": H200}, "simt", 128, 1),
         ((8192, 8192, 8192), {"device": T4}, "simt", 128, 1),
         ((8192, 8192, 8192), {"device": (128, 89, 99 << 10)}, "simt", 128, 1),  # tensor cores 2 to 4 times as fast
         ((8192, 8192, 8192), {"device": H200, "partials": True}, "emulated wgmma", 192, 1),
-        ((1024, 1024, 65536), {"device": H200, "partials": True}, "emulated wgmma", 128, 1),  # sums: not in parts
+        ((1024, 1024, 65536), {"device": H200, "partials": True}, "simt", 64, 1),  # few tiles, and not in parts
         ((4, 8192, 8192), {"device": H200}, "gemv", 32, 1),
     ],
 )

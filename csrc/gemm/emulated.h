@@ -41,7 +41,9 @@ inline EmulatedWorkspace emulated_workspace(const Problem& p, int64_t split_byte
   const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 256) * 256; };
   const int64_t depth = ceil_div(p.k, kEmulatedDepth) * kEmulatedDepth;
   const auto batches = [&](const Matrix& x) { return x.batch == 0 ? int64_t(1) : p.batch; };
-  EmulatedWorkspace w{{batches(p.a), p.m, depth}, {batches(p.b), p.n, depth}, aligned(split_bytes)};
+  EmulatedWorkspace w{};
+  w.a = {batches(p.a), p.m, depth}, w.b = {batches(p.b), p.n, depth};
+  w.a_offset = aligned(split_bytes);
   w.b_offset = w.a_offset + aligned(w.a.bytes());
   w.row_sums_offset = w.b_offset + aligned(w.b.bytes());
   w.row_sums = p.a_sums ? depth / kRowSumDepth : 0;

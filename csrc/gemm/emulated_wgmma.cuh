@@ -28,10 +28,6 @@ struct EmulatedWgmmaShape : WgmmaTile<float, 128, tile_n, kHalves> {
 template <class Shape>
 FASTDL_DEVICE void repair_tile(const Problem& p, const TileWork& work, int row, int column,
                                float (&sum)[Shape::kTileN / 2]) {
-  bool good = true;
-  FASTDL_UNROLL
-  for (int i = 0; i < Shape::kTileN / 2; ++i) good = good && is_kept(sum[i]);
-  if (good) return;
   FASTDL_UNROLL
   for (int x = 0; x < Shape::kTileN / 16; ++x) {
     float* const at = sum + x / 2 * 16 + x % 2 * 2;  // four blocks of 4 sums, this row's two of each
