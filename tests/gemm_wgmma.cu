@@ -30,7 +30,7 @@ struct Case {
   int64_t m, n, k, batch;
   bool a_deep, b_deep;
   int splits;
-  bool odd = false, full = false, backward = false, columns = false, row_sums = false;
+  bool odd = false, full = false, backward = false, columns = false, row_sums = false, biased = false;
 };
 
 void require(bool holds, const Case& c, const char* what, int64_t where) {
@@ -110,9 +110,9 @@ void run(const Case& c) {
   Block<T> b(c.batch, c.b_deep ? c.n : c.k, c.b_deep ? c.k : c.n, 8, 8);
   a.fill(c.batch, [] { return small(4); });
   b.fill(c.batch, [] { return small(4); });
-  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 8, shift), before(c.batch, c.m, c.n, 0, 0),
-      saved(c.batch, c.m, c.n, 0, 0), residual(c.batch, c.m, c.n, c.odd ? 1 : 8, shift),
-      bias(1, 1, c.n, 0, shift), row_sums(1, 1, c.m, 0, 0);
+  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 8 + (8 - c.n % 8) % 8, shift),
+      before(c.batch, c.m, c.n, 0, 0), saved(c.batch, c.m, c.n, 0, 0),
+      residual(c.batch, c.m, c.n, c.odd ? 1 : 8, shift), bias(1, 1, c.n, 0, shift), row_sums(1, 1, c.m, 0, 0);
   bias.fill(1, [&] { return c.columns ? 512 + small(8) : small(8); });
   residual.fill(c.batch, [] { return small(9); });
   saved.fill(c.batch, [] { return small(1); });
@@ -130,7 +130,7 @@ void run(const Case& c) {
   p.output = output.begin, p.output_row = output.pitch, p.output_batch = output.rows * output.pitch;
   if (c.row_sums) p.a_sums = row_sums.begin;
   Epilogue& e = p.epilogue;
-  if (c.full || c.columns) e.bias = bias.begin;
+  if (c.full || c.columns || c.biased) e.bias = bias.begin;
   if (c.full) {
     e.activation = 1, e.preactivation = before.begin;
     e.residual = residual.begin, e.residual_row = residual.pitch,
@@ -197,6 +197,8 @@ void run_tile(const Tile& t) {
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
   run<T>({"deep", t, 24, 40, 1032, 1, true, true, 1});
+  run<T>({"bias", t, m, n, 64, 1, true, true, 1, false, false, false, false, false, true});
+  run<T>({"ragged", t, t.m - 3, t.n - 7, 64, 1, true, true, 1});
   run<T>({"odd", t, t.m - 3, t.n + 5, 64, 1, true, true, 1, true});
   run<T>({"epilogue", t, m, n, 64, 2, true, true, 1, false, true});
   run<T>({"epilogue in parts", t, m, n, 512, 1, true, true, 2, false, true});

@@ -81,6 +81,13 @@ def test_layouts_are_exact(library, layouts, odd, names):
         assert torch.equal(c.double(), a.double() @ b.double())
 
 
+def test_odd_lines_at_an_aligned_address(library):
+    a, b = integers(70, 66, dtype=torch.float32), integers(66, 130, dtype=torch.float32)
+    x, y = torch.zeros(66, 73).T[:70], torch.zeros(66, 131)[:, :130]
+    x.copy_(a), y.copy_(b)
+    assert torch.equal(gemm(library, x, y, "transpose_kernel"), a @ b)
+
+
 def test_batches(library):
     """Every matrix of a batch is turned, one that a batch shares once: each element is read and written once."""
     batch, m, n, k = 3, 130, 136, 72

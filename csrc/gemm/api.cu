@@ -40,10 +40,10 @@ struct BackwardCut {
 // float32, from where the lines themselves are adjacent.
 const char* launch_transpose(const Matrix& x, const Packed& packed, void* to, int64_t batch, void* stream) {
   TransposeArguments a{};
-  a.from = static_cast<const float*>(x.data), a.to = static_cast<float*>(to);
-  a.from_batch = x.batch, a.to_batch = packed.matrix.batch;
+  a.from = static_cast<const float*>(x.data), a.to = static_cast<Vector<float, 4>*>(to);
+  a.from_batch = x.batch, a.to_batch = packed.matrix.batch / 4;
   a.from_inner = packed.down ? x.row : x.column;
-  a.to_line = packed.down ? packed.matrix.column : packed.matrix.row;
+  a.to_line = (packed.down ? packed.matrix.column : packed.matrix.row) / 4;
   a.lines = packed.lines, a.inner = packed.inner;
   a.across = Divisor(ceil_div(a.inner, kTransposeTile)), a.down = Divisor(ceil_div(a.lines, kTransposeTile));
   a.aligned = is_aligned(a.from) && (a.from_inner | (batch > 1 ? a.from_batch : 0)) % 4 == 0;

@@ -42,9 +42,9 @@ __global__ void __launch_bounds__(kRepackThreads) repack_kernel(const __grid_con
 constexpr int kTransposeTile = 64, kTransposeThreads = 256;
 
 struct TransposeArguments {
-  const float* from;  // (batch, inner, lines), lines adjacent
-  float* to;          // (batch, lines, inner), inner adjacent in lines of whole vectors
-  int64_t from_batch, from_inner, to_batch, to_line;
+  const float* from;     // (batch, inner, lines), lines adjacent
+  Vector<float, 4>* to;  // (batch, lines, inner), inner adjacent in lines of whole vectors
+  int64_t from_batch, from_inner, to_batch, to_line;  // of `to` in vectors
   int64_t lines, inner;
   Divisor across, down;  // tiles along inner, along lines
   bool aligned;          // every fourth of `from` may be read as a vector
@@ -54,8 +54,9 @@ struct TransposeArguments {
 // move 16 bytes; rows' chunks are permuted by their line, and eight lanes find 32 banks on both ways.
 __global__ void __launch_bounds__(kTransposeThreads)
     transpose_kernel(const __grid_constant__ TransposeArguments a) {
+  using Quad = Vector<float, 4>;
   constexpr int kTile = kTransposeTile, kChunks = kTile / 4;
-  FASTDL_SHARED(tile, float4[kTile * kChunks]);
+  FASTDL_SHARED(tile, Quad[kTile * kChunks]);
   const int64_t rows = a.across.quotient(blockIdx.x), batch = a.down.quotient(rows);
   const int64_t inner0 = (blockIdx.x - rows * a.across.value) * kTile,
                 line0 = (rows - batch * a.down.value) * kTile;
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kTransposeThreads)
   const int lines = a.lines - line0 < kTile ? int(a.lines - line0) : kTile;
   const int inner = a.inner - inner0 < kTile ? int(a.inner - inner0) : kTile;
   const float* const from = a.from + batch * a.from_batch + (inner0 + 4 * y) * a.from_inner + line0 + 4 * x;
-  Vector<float, 4> read[4];
+  Quad read[4];
   FASTDL_UNROLL
   for (int i = 0; i < 4; ++i) {
     const bool inside = 4 * y + i < inner;
@@ -81,13 +82,12 @@ __global__ void __launch_bounds__(kTransposeThreads)
     tile[(4 * x + j) * kChunks + (y ^ x % 8)] = {read[0][j], read[1][j], read[2][j], read[3][j]};
   }
   __syncthreads();
-  float* const to = a.to + batch * a.to_batch + line0 * a.to_line + inner0 + 4 * x;
+  Quad* const to = a.to + batch * a.to_batch + line0 * a.to_line + inner0 / 4 + x;
   FASTDL_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int line = y + i * kChunks;
-    const float4 value = tile[line * kChunks + (x ^ line / 4 % 8)];
-    if (line < lines && 4 * x < inner)
-      store_vector(to + line * a.to_line, Vector<float, 4>{value.x, value.y, value.z, value.w});
+    const Quad value = tile[line * kChunks + (x ^ line / 4 % 8)];
+    if (line < lines && 4 * x < inner) store(to + line * a.to_line, value);
   }
 }
 

@@ -173,8 +173,8 @@ class WgmmaExit {
               column0 = work.column * kN + lane % 4 * 2;
     const float alpha = float(p.epilogue.alpha);
     const float* const biases = static_cast<const float*>(p.epilogue.bias);
-    float* const to =
-        static_cast<float*>(p.output) + work.batch * p.output_batch + row0 * p.output_row + column0;
+    const int64_t pitch = p.output_row / 2, first = work.batch * (p.output_batch / 2) + row0 * pitch;
+    Pair* const to = static_cast<Pair*>(p.output) + first + column0 / 2;
     FASTDL_UNROLL
     for (int j = 0; j < kN / 8; ++j) {
       if (column0 + 8 * j >= int(p.n)) return;
@@ -185,8 +185,7 @@ class WgmmaExit {
         const int row = i / 2 * 64 + i % 2 * 8;
         const float* const from = d[i / 2] + 4 * j + i % 2 * 2;
         if (row0 + row >= int(p.m)) continue;
-        store_vector(to + row * p.output_row + 8 * j,
-                     Pair{from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
+        store(to + row * pitch + 4 * j, {from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
       }
     }
   }
