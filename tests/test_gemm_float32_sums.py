@@ -75,6 +75,23 @@ def test_column_sums(library, device, activation, shape):
     assert sum_error(sums, ours) <= 2**-22
 
 
+@pytest.mark.parametrize(("n", "tile"), [(384, 192), (250, 128)])
+def test_tiles(library, n, tile):
+    """Both tiles of wgmma: several a block, edges, repaired sums in every part of a thread's."""
+    library.fastdl_emulator_device(*DEVICES["wgmma"])
+    a, b = torch.randint(1, 4, (300, 70)).float(), torch.randint(1, 4, (70, n)).float()
+    expected, exact = a @ b, OPS.linear_grad_input(a, b, None, None, CODES[None], 0.0, True, ALWAYS)
+    assert f"EmulatedWgmmaShape<{tile}>" in counters(library)[3]
+    assert torch.equal(exact[0], expected)
+    torch.testing.assert_close(exact[1], expected.sum(0))
+    a[:, 5] = float("inf")
+    a[7, 6], b[6, 3::7] = float("-inf"), 0
+    repaired = OPS.linear_grad_input(a, b, None, None, CODES[None], 0.0, True, ALWAYS)[0]
+    torch.testing.assert_close(repaired, OPS.gemm(a, b, HIGHEST), rtol=0, atol=0, equal_nan=True)
+    assert repaired.isinf().any()
+    assert repaired.isnan().any()
+
+
 def test_special_values_are_in_the_sums(library, device):
     """Sums of columns are those of what was stored, after the repair of what is not finite."""
     grad, w = torch.randint(1, 4, (150, 70)).float(), torch.randint(1, 4, (70, 130)).float()
