@@ -20,6 +20,7 @@ LAYERS = {
     "gpt2-projection": (8192, 768, 768),
     "bert-attention": (4096, 768, 768),
     "vit-attention": (12608, 2304, 768),
+    "tall": (65536, 384, 768),
     "prime": (2039, 2053, 1031),
     "odd-k": (4096, 4096, 4095),
     "odd-n": (4096, 4095, 4096),
@@ -49,7 +50,13 @@ def test_square(compare, n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", cases(cpu=[(64, 64, 8192)], cuda=[(768, 3072, 65536), (1024, 1024, 131072)]))
+@pytest.mark.parametrize(
+    "shape",
+    cases(
+        cpu=[(64, 64, 8192)],
+        cuda=[(512, 512, 4096), (768, 768, 8192), (1024, 1024, 8192), (768, 3072, 65536), (1024, 1024, 131072)],
+    ),
+)
 def test_weight_gradient(compare, shape, dtype):
     """Deep K, both operands transposed: grad_output (K, M), input (K, N)."""
     m, n, k = shape
@@ -72,9 +79,9 @@ def test_weight_gradient(compare, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight", ["lines", "columns", "misaligned"])
 @pytest.mark.parametrize("m", cases(cpu=[1, 4], cuda=[1, 2, 4, 8, 16, 32, 64]))
-def test_few_rows(compare, m, weight, dtype):
+@pytest.mark.parametrize(("n", "k"), cases(cpu=[(512, 512)], cuda=[(1024, 4096), (4096, 4096)]))
+def test_few_rows(compare, m, n, k, weight, dtype):
     """A weight (N, K) whose k is adjacent, or (K, N) as in grad_input, or with K + 1 of odd rows: memory bounds all."""
-    n, k = cases(cpu=(512, 512), cuda=(4096, 4096))
     k += weight == "misaligned"
 
     def product(function):

@@ -319,14 +319,12 @@ FASTDL_DEVICE T* map_shared(T* pointer, unsigned rank) {
   FASTDL_ASM90("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(pointer), "r"(rank));
   return reinterpret_cast<T*>(mapped);
 }
-
-// wgmma: wgmma_fence, products, wgmma_commit, wgmma_wait<groups that may be under way>.
-FASTDL_DEVICE void wgmma_fence() { FASTDL_ASM90A("wgmma.fence.sync.aligned;" :: : "memory"); }
-FASTDL_DEVICE void wgmma_commit() { FASTDL_ASM90A("wgmma.commit_group.sync.aligned;" :: : "memory"); }
-template <int kPending>
-FASTDL_DEVICE void wgmma_wait() {
-  FASTDL_ASM90A("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+// 16 bytes of a block of the cluster: an address from map_address(), a multiple of 16.
+FASTDL_DEVICE void load_cluster(float (&value)[4], uint32_t address) {
+  FASTDL_ASM90("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(value[0]), "=f"(value[1]),
+               "=f"(value[2]), "=f"(value[3]) : "r"(address) : "memory");
 }
+
 // Keeps the compiler from moving accumulators across an asynchronous product.
 template <int kCount>
 FASTDL_DEVICE void keep_registers(float (&d)[kCount]) {

@@ -74,6 +74,27 @@ inline void upload(Tensor target, void* source, int64_t bytes) {
   torch::stable::copy_(target, host, true);
 }
 
+// torch's own rule for the memory format of an output, ambiguous strides included.
+inline bool is_channels_last(const Tensor& t) {
+  const int64_t d = t.dim();
+  if ((d != 4 && d != 5) || t.stride(1) == 0) return false;
+  int64_t least = 0;
+  std::vector<int64_t> order = {1};
+  for (int64_t i = d - 1; i >= 2; --i) order.push_back(i);
+  order.push_back(0);
+  for (int64_t i : order) {
+    if (t.size(i) == 0 || t.stride(i) < least) return false;
+    if (i == 0 && least == t.stride(1)) return false;  // (N, 1, 1, 1) and N111 strides: contiguous
+    least = t.stride(i) * (t.size(i) > 1 ? t.size(i) : 1);
+  }
+  return true;
+}
+
+inline torch::headeronly::MemoryFormat channels_last_format(const Tensor& t) {
+  return t.dim() == 4 ? torch::headeronly::MemoryFormat::ChannelsLast
+                      : torch::headeronly::MemoryFormat::ChannelsLast3d;
+}
+
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:

@@ -4,6 +4,14 @@
 
 namespace fastdl::ptx {
 
+// wgmma: wgmma_fence, products, wgmma_commit, wgmma_wait<groups that may be under way>.
+FASTDL_DEVICE void wgmma_fence() { FASTDL_ASM90A("wgmma.fence.sync.aligned;" :: : "memory"); }
+FASTDL_DEVICE void wgmma_commit() { FASTDL_ASM90A("wgmma.commit_group.sync.aligned;" :: : "memory"); }
+template <int kPending>
+FASTDL_DEVICE void wgmma_wait() {
+  FASTDL_ASM90A("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
 #define FASTDL_D(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define FASTDL_NAMES_8 "%0,%1,%2,%3"
 #define FASTDL_REGISTERS_8 FASTDL_D(0)

@@ -48,6 +48,7 @@ def product_plans(gpu: dict[str, Any], dtype: str, precision: int = 0) -> dict[s
     def plan(m: int, n: int, k: int, layouts: str) -> str:
         p = _C.gemm_plan(1, m, n, k, dtype, layouts, precision, False, *device)
         parts = f", k in {p['splits']} parts" if p["splits"] > 1 else ""
+        parts += " of a cluster" if p["near"] else ""
         parts += f", behind a pass over {' and '.join(p['repacks'])}" if p["repacks"] else ""
         return f"{p['family']}, tiles of {' x '.join(map(str, p['tile']))}{parts}"
 

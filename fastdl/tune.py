@@ -22,7 +22,7 @@ from fastdl import _library
 
 MOST = 16  # ways that are measured; by published experience they hold one within a few percent of the best
 
-Cut = list[int]  # family, tile_m, tile_n, splits, turns, cluster: csrc/gemm/plan_types.h
+Cut = list[int]  # family, tile_m, tile_n, splits, turns, cluster, near: csrc/gemm/plan_types.h
 
 
 def _no_kernels(*args: Any) -> Any:

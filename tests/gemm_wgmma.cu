@@ -30,17 +30,18 @@ struct Case {
   int64_t m, n, k, batch;
   bool a_deep, b_deep;
   int splits;
-  bool odd = false, full = false, backward = false, columns = false, row_sums = false, biased = false;
+  bool odd = false, full = false, backward = false, columns = false, row_sums = false, near = false,
+       biased = false;
 };
 
 void require(bool holds, const Case& c, const char* what, int64_t where) {
   if (holds) return;
   printf(
       "FAILED: %s: %s at %lld (tile %d x %d, turns %d, cluster %d, %lld x %lld x %lld, deep %d %d, splits "
-      "%d)\n",
+      "%d%s)\n",
       c.what.c_str(), what, static_cast<long long>(where), c.tile.m, c.tile.n, c.tile.turns, c.tile.cluster,
       static_cast<long long>(c.m), static_cast<long long>(c.n), static_cast<long long>(c.k), c.a_deep,
-      c.b_deep, c.splits);
+      c.b_deep, c.splits, c.near ? " of a cluster" : "");
   exit(1);
 }
 
@@ -110,9 +111,9 @@ void run(const Case& c) {
   Block<T> b(c.batch, c.b_deep ? c.n : c.k, c.b_deep ? c.k : c.n, 8, 8);
   a.fill(c.batch, [] { return small(4); });
   b.fill(c.batch, [] { return small(4); });
-  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 8 + (8 - c.n % 8) % 8, shift),
-      before(c.batch, c.m, c.n, 0, 0), saved(c.batch, c.m, c.n, 0, 0),
-      residual(c.batch, c.m, c.n, c.odd ? 1 : 8, shift), bias(1, 1, c.n, 0, shift), row_sums(1, 1, c.m, 0, 0);
+  Block<T> output(c.batch, c.m, c.n, c.odd ? 3 : 16 - c.n % 8, shift), before(c.batch, c.m, c.n, 0, 0),
+      saved(c.batch, c.m, c.n, 0, 0), residual(c.batch, c.m, c.n, c.odd ? 1 : 8, shift),
+      bias(1, 1, c.n, 0, shift), row_sums(1, 1, c.m, 0, 0);
   bias.fill(1, [&] { return c.columns ? 512 + small(8) : small(8); });
   residual.fill(c.batch, [] { return small(9); });
   saved.fill(c.batch, [] { return small(1); });
@@ -140,10 +141,10 @@ void run(const Case& c) {
   if (c.backward) e.activation = 1, e.saved = saved.begin;
   if (c.columns) e.column_sums = sums.data(), e.mean = mean.data(), e.m2 = m2.data();
   align(p);
-  Plan plan{kWgmma, c.tile.m, c.tile.n, wgmma_depth(p.dtype), c.splits, split_workspace_bytes(p, c.splits)};
-  plan.turns = c.tile.turns, plan.cluster = c.tile.cluster;
+  Plan plan{kWgmma, c.tile.m, c.tile.n, wgmma_depth(p.dtype), c.splits, 0};
+  plan.turns = c.tile.turns, plan.cluster = c.near ? 1 : c.tile.cluster, plan.near = c.near;
   plan.repacks_a = !wgmma_reads_a(p), plan.repacks_b = !wgmma_reads_b(p);
-  if (plan.repacks_a || plan.repacks_b) plan.workspace_bytes = aligned_split_bytes(p, c.splits);
+  plan.workspace_bytes = aligned_split_bytes(p, plan.parts_in_memory());
   if (plan.repacks_a) plan.workspace_bytes += packed_a(p).bytes;
   if (plan.repacks_b) plan.workspace_bytes += packed_b(p).bytes;
   Block<float> workspace(1, 1, plan.workspace_bytes / 4, 0, 0);
@@ -182,32 +183,57 @@ void run(const Case& c) {
 }
 
 template <class T>
+bool sums_rows(const Tile& t) {
+  return t.turns == kHalves ? t.m == 128 : t.turns == kAlternate && t.m == 64 && sizeof(T) == 2;
+}
+
+// Parts of k that the blocks of a cluster add.
+template <class T>
+void run_near(const Tile& t) {
+  Case c{"near parts of k", t, t.m + 8, t.n + 24, 136, 1, true, true, 2};
+  c.near = true;
+  run<T>(c);
+  c.what = "near epilogue", c.splits = 4, c.k = 264, c.full = true, c.batch = 2;
+  run<T>(c);
+  c.what = "odd near epilogue", c.splits = 8, c.k = 520, c.odd = true, c.batch = 1, c.m = t.m - 3, c.n -= 19;
+  run<T>(c);
+  c.what = "near backward", c.splits = 2, c.full = c.odd = false, c.backward = true;
+  run<T>(c);
+  c.backward = false, c.row_sums = sums_rows<T>(t);
+  for (int parts : {2, 4, 8}) {
+    c.what = "near layouts", c.m = 2 * t.m - 8, c.n = 40, c.splits = parts, c.k = kWgmmaDepth * parts;
+    c.a_deep = t.turns == kTokens, c.b_deep = false;
+    run<T>(c);
+  }
+}
+
+template <class T>
 void run_tile(const Tile& t) {
   // Edges in rows and columns, more tiles than multiprocessors, and k that ends inside a step.
   const bool tokens = t.turns == kTokens;
-  const bool sums_rows = t.turns == kHalves || (t.m == 64 && sizeof(T) == 2);
   const int64_t m = t.m * t.cluster + 8, n = t.n + 24;
   for (int layout = 0; layout < 4; ++layout) {
     const bool a_deep = layout & 1, b_deep = layout & 2;
     if (tokens && !a_deep) continue;
     run<T>({"layouts", t, m, n, 200, 1, a_deep, b_deep, 1});
     if (!tokens && layout == 0)
-      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows});
+      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows<T>(t)});
   }
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
   run<T>({"deep", t, 24, 40, 1032, 1, true, true, 1});
-  run<T>({"bias", t, m, n, 64, 1, true, true, 1, false, false, false, false, false, true});
-  run<T>({"ragged", t, t.m - 3, t.n - 7, 64, 1, true, true, 1});
+  run<T>({"bias", t, m, n, 64, 1, true, true, 1, false, false, false, false, false, false, true});
+  run<T>({"ragged columns of aligned rows", t, m, 2 * t.n - 43, 72, 2, true, true, 1});
   run<T>({"odd", t, t.m - 3, t.n + 5, 64, 1, true, true, 1, true});
   run<T>({"epilogue", t, m, n, 64, 2, true, true, 1, false, true});
   run<T>({"epilogue in parts", t, m, n, 512, 1, true, true, 2, false, true});
   run<T>({"odd epilogue", t, t.m + 5, t.n - 7, 64, 1, true, true, 1, true, true});
   run<T>({"backward", t, m, n, 64, 1, true, true, 1, false, false, true});
+  if (t.cluster == 1) run_near<T>(t);
   if (tokens) return;
   run<T>({"columns", t, m, n, 64, 1, true, true, 1, false, false, false, true});
   run<T>({"columns of all", t, 3 * t.m + 1, 2 * t.n, 64, 1, true, true, 1, true, true, false, true});
-  if (sums_rows) {
+  if (sums_rows<T>(t)) {
     run<T>({"row sums", t, m, n, 200, 1, false, false, 1, false, false, false, true, true});
     run<T>({"row sums in parts", t, m, 40, 640, 1, false, false, 2, false, false, false, false, true});
   }
@@ -220,7 +246,7 @@ int main(int argc, char** argv) {
                         {128, 192, kHalves, 2},    {128, 64, kHalves, 1},    {128, 64, kHalves, 2},
                         {64, 256, kAlternate, 1},  {64, 256, kAlternate, 2}, {128, 128, kAlternate, 1},
                         {128, 128, kAlternate, 2}, {16, 128, kTokens, 1},    {32, 128, kTokens, 1},
-                        {64, 128, kTokens, 1}};
+                        {64, 128, kTokens, 1},     {256, 128, kHalves, 1},   {256, 128, kHalves, 2}};
   fastdl_emulator_device(4, 227 << 10, 90);  // few: a block takes several tiles
   const int only = argc > 1 ? atoi(argv[1]) : -1;
   for (int i = 0; i < int(std::size(tiles)); ++i) {

@@ -82,14 +82,16 @@ def test_alignments_are_exact(library, alignment, layouts):
 
 
 @pytest.mark.parametrize("kind", ["16 bits", "tf32"])
-@pytest.mark.parametrize("tile", range(13))
+@pytest.mark.parametrize("tile", range(15))
 def test_hopper_tiles(tile, kind):
     """Every tile and turn of wgmma by explicit plans: layouts, edges, epilogues, partials, sums of a's rows."""
     build = pytest.importorskip("emulator.build")
     flavour = os.environ.get("FASTDL_FLAVOUR", "plain")
     sources = [build.ROOT / "tests" / "gemm_wgmma.cu", *sorted(build.ROOT.glob("csrc/gemm/api*.cu"))]
     program = build.build_program(flavour, "gemm_wgmma", sources)
-    result = subprocess.run([program, str(tile), kind], capture_output=True, text=True, errors="replace", timeout=900)
+    env = {"FASTDL_COMPLETION": "lazy", **os.environ}  # a box that is filled too early shows
+    command = [program, str(tile), kind]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=900)
     assert result.stdout == "wgmma: ok\n", result.stdout + result.stderr
 
 
@@ -127,6 +129,27 @@ def test_split_k(library, dtype):
     a, b = torch.randn_like(a), torch.randn_like(b)
     first = torch.ops.fastdl_emulated.gemm(a, b)
     assert all(torch.equal(first, torch.ops.fastdl_emulated.gemm(a, b)) for _ in range(2))
+
+
+@pytest.mark.parametrize(("m", "n", "splits"), [(13, 520, 8), (136, 136, 8), (136, 1000, 4)])
+def test_split_k_in_a_cluster(library, m, n, splits):
+    """Few tiles on Hopper: one launch and no workspace; parts are added in the order of k."""
+    device, k = (132, 90, 227 << 10), 2104
+    library.fastdl_emulator_device(device[0], device[2], device[1])
+    plan = _C.gemm_plan(1, m, n, k, "bfloat16", "nt", 0, False, *device)
+    assert (plan["family"], plan["splits"], plan["near"], plan["workspace_bytes"]) == ("wgmma", splits, True, 0)
+    a, b = (torch.randn(s, dtype=torch.float64).bfloat16() for s in [(m, k), (n, k)])
+    library.fastdl_emulator_reset_counters()
+    first = torch.ops.fastdl_emulated.gemm(a, b.mT)
+    launches, _, written, _ = counters(library)
+    assert (launches, written) == (1, m * n * 2)
+    assert_as_good(first, a @ b.mT, a.double() @ b.double().mT)
+    assert torch.equal(first, torch.ops.fastdl_emulated.gemm(a, b.mT))
+    a, b = torch.zeros_like(a), torch.ones_like(b)
+    steps = -(-k // 64)
+    for part, value in enumerate((2.0**24, 1.0, -(2.0**24))):  # (2^24 + 1) - 2^24 is 0 in float32, 2^24 - 2^24 + 1 is 1
+        a[:, steps * part // splits * 64] = value
+    assert not torch.ops.fastdl_emulated.gemm(a, b.mT).any()
 
 
 @pytest.mark.parametrize("device", DEVICES)

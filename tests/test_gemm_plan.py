@@ -22,9 +22,10 @@ def plan(m, n, k, dtype="bfloat16", *, batch=1, layouts="nn", precision=HIGHEST,
 @given(
     batch=st.integers(1, 3), m=sizes, n=sizes, k=st.integers(0, 3000), tile_m=st.sampled_from([64, 128, 256]),
     tile_n=st.sampled_from([64, 128, 256]), tile_k=st.sampled_from([8, 16, 32, 64]), splits=st.integers(1, 9),
+    near=st.booleans(),
 )  # fmt: skip
-def test_every_tile_once_and_all_of_k(batch, m, n, k, tile_m, tile_n, tile_k, splits):
-    tiles = [tuple(tile) for tile in _C.gemm_tiles(batch, m, n, k, tile_m, tile_n, tile_k, splits)]
+def test_every_tile_once_and_all_of_k(batch, m, n, k, tile_m, tile_n, tile_k, splits, near):
+    tiles = [tuple(tile) for tile in _C.gemm_tiles(batch, m, n, k, tile_m, tile_n, tile_k, splits, near)]
     rows, columns = -(-m // tile_m), -(-n // tile_n)
     assert sorted(tile[:4] for tile in tiles) == [
         (b, s, r, c) for b in range(batch) for s in range(splits) for r in range(rows) for c in range(columns)
@@ -35,6 +36,9 @@ def test_every_tile_once_and_all_of_k(batch, m, n, k, tile_m, tile_n, tile_k, sp
     assert (ends[0][0], ends[-1][1]) == (0, k)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(ends))
     assert all(begin % tile_k == 0 for begin, end in ends if end > begin)
+    for i in range(0, len(tiles) if near else 0, splits):  # a cluster's blocks, by rank: one tile's parts of k
+        assert [tile[1] for tile in tiles[i : i + splits]] == list(range(splits))
+        assert len({(tile[0], tile[2], tile[3]) for tile in tiles[i : i + splits]}) == 1
 
 
 @quick
@@ -50,7 +54,7 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         m, n, k, dtype, batch=batch, layouts=layouts, precision=precision, partials=partials, device=device
     )
     splits, accumulator = found["splits"], 8 if dtype == "float64" else 4
-    parts = (splits > 1) * splits * batch * m * n * accumulator
+    parts = (splits > 1 and not found["near"]) * splits * batch * m * n * accumulator
     if found["family"].startswith("emulated"):
         assert dtype == "float32"
         assert precision in (EMULATED, ALWAYS_EMULATED)
@@ -69,6 +73,11 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert found["cluster"] in (1, 2)
         assert found["cluster"] == 1 or m > found["tile"][0]  # blocks of a pair take different rows
         assert found["turns"] in ("halves", "alternate", "tokens")
+        if found["near"]:
+            tiles = batch * -(-m // found["tile"][0]) * -(-n // found["tile"][1])
+            assert splits in (2, 4, 8)
+            assert found["cluster"] == 1
+            assert tiles * splits <= 2 * device[0]
         if found["turns"] == "tokens":
             assert m <= 64
             assert tf32 or layouts[0] in "ns"  # k adjacent, or will be
@@ -79,6 +88,7 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert found["repacks"] == "".join(name for name, is_odd in zip("ab", odd) if is_odd)
     else:
         assert found["repacks"] == ""
+        assert not found["near"]
     assert (found["family"] == "gemv") == (min(m, n) <= 4 and not partials)
     if found["family"] == "mma":
         assert device[1] >= 80
@@ -136,24 +146,29 @@ def test_vectors_and_matrices(lines, k, layouts, tile, splits):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "partials", "tile", "turns", "cluster", "splits"),
+    ("sizes", "partials", "tile", "turns", "cluster", "splits", "near"),
     [
-        ((8192, 8192, 8192), False, (128, 256), "halves", 2, 1),
-        ((4096, 4096, 4096), True, (128, 256), "halves", 2, 1),
-        ((8192, 4096, 1024), False, (128, 256), "halves", 2, 1),
-        ((8192, 4096, 1024), True, (64, 256), "alternate", 2, 1),  # a long exit is hidden
-        ((8192, 768, 3072), False, (128, 192), "halves", 2, 1),  # 64 x 4 tiles: two whole waves
-        ((1024, 1024, 1024), False, (128, 64), "halves", 2, 1),  # 128 tiles at once
-        ((4096, 1024, 65536), False, (128, 256), "halves", 2, 1),
-        ((768, 768, 8192), False, (128, 192), "halves", 2, 4),
-        ((16, 4096, 4096), False, (16, 128), "tokens", 1, 4),  # every multiprocessor reads weights
-        ((32, 14336, 4096), False, (32, 128), "tokens", 1, 1),
+        ((8192, 8192, 8192), False, (128, 256), "halves", 2, 1, False),
+        ((4096, 4096, 4096), True, (128, 256), "halves", 2, 1, False),
+        ((8192, 4096, 1024), False, (128, 256), "halves", 2, 1, False),
+        ((8192, 4096, 1024), True, (64, 256), "alternate", 2, 1, False),  # a long exit is hidden
+        ((8192, 768, 3072), False, (128, 192), "halves", 2, 1, False),  # 64 x 4 tiles: two whole waves
+        ((1024, 1024, 1024), False, (128, 64), "halves", 2, 1, False),  # 128 tiles at once
+        ((4096, 1024, 65536), False, (128, 256), "halves", 2, 1, False),
+        ((768, 768, 8192), False, (128, 192), "halves", 1, 4, True),  # 24 tiles
+        ((1024, 1024, 8192), False, (128, 256), "halves", 1, 4, True),
+        ((256, 1000, 2048), False, (128, 64), "halves", 1, 4, True),  # ResNet's classifier
+        ((256, 1000, 2048), True, (128, 64), "halves", 2, 1, False),  # sums of columns are of whole sums
+        ((768, 768, 65536), False, (128, 192), "halves", 2, 16, False),  # more parts than a cluster has blocks
+        ((16, 4096, 4096), False, (16, 128), "tokens", 1, 4, True),  # every multiprocessor reads weights
+        ((16, 1024, 4096), False, (16, 128), "tokens", 1, 8, True),
+        ((32, 14336, 4096), False, (32, 128), "tokens", 1, 1, False),
     ],
 )
-def test_hopper_choices(sizes, partials, tile, turns, cluster, splits):
+def test_hopper_choices(sizes, partials, tile, turns, cluster, splits, near):
     found = plan(*sizes, layouts="nt", partials=partials, device=H200)
-    chosen = found["family"], found["tile"][:2], found["turns"], found["cluster"], found["splits"]
-    assert chosen == ("wgmma", tile, turns, cluster, splits)
+    chosen = found["family"], found["tile"][:2], found["turns"], found["cluster"], found["splits"], found["near"]
+    assert chosen == ("wgmma", tile, turns, cluster, splits, near)
 
 
 @pytest.mark.parametrize(

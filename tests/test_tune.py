@@ -105,8 +105,8 @@ def test_a_folder_that_cannot_be_written(tuner, monkeypatch, tmp_path):
 def test_a_way_that_does_not_exist(tuner):
     a = integers(65, 64, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="gemm_choose: this way is none of gemm_candidates; measure again"):
-        tune.CHOOSE(a, a.mT, 0, [0, 1, 2, 3, 4, 5])
-    with pytest.raises(RuntimeError, match="a way has 6 numbers, got 2"):
+        tune.CHOOSE(a, a.mT, 0, [0, 1, 2, 3, 4, 5, 6])
+    with pytest.raises(RuntimeError, match="a way has 7 numbers, got 2"):
         tune.CHOOSE(a, a.mT, 0, [0, 1])
 
 

@@ -154,28 +154,26 @@ void moments(const scalar_t* x, const View& v, Values& mean, Values& m2) {
   }
 }
 
-// sum(g) and sum(g * normalized) of every channel.
+// sum(g) and sum(g * normalized) of every channel; `store`: and the gradients, which in evaluation need no
+// sums.
 template <class scalar_t>
-void gradient_sums(const Operands<scalar_t>& o, const View& v, Values& sum, Values& dot) {
+void gradient_sums(const Operands<scalar_t>& o, const View& v, const Gradients<scalar_t>& to, bool store,
+                   Values& sum, Values& dot) {
   const int64_t chunks = chunks_of(v), total = v.last ? v.rows : v.count(), columns = v.last ? v.length : v.C;
+  const Loops<scalar_t>& loops = best_rows<scalar_t>().loops(o);
   Values sums(chunks * columns), dots(chunks * columns);
-  if (v.last) {
-    torch::stable::parallel_for(
-        0, chunks, grain_of(total * v.length / chunks), [&](int64_t begin, int64_t end) {
-          for (int64_t k = begin; k < end; ++k) {
-            best_rows<scalar_t>().row_sums[o.plain()](o, v, total * k / chunks, total * (k + 1) / chunks,
-                                                      &sums[k * columns], &dots[k * columns]);
-          }
-        });
-  } else {
-    torch::stable::parallel_for(0, chunks * v.C, grain_of(total / chunks), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t k = task / v.C;
-        best_rows<scalar_t>().channel_sums[o.plain()](o, v, task % v.C, total * k / chunks,
-                                                      total * (k + 1) / chunks, &sums[task], &dots[task]);
+  const int64_t tasks = v.last ? chunks : chunks * v.C, each = total / chunks * (v.last ? v.length : 1);
+  torch::stable::parallel_for(0, tasks, grain_of(each), [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t k = v.last ? task : task / v.C, begin = total * k / chunks,
+                    end = total * (k + 1) / chunks;
+      if (v.last) {
+        loops.row_sums[store](o, v, to, begin, end, &sums[k * columns], &dots[k * columns]);
+      } else {
+        loops.channel_sums[store](o, v, to, task % v.C, begin, end, &sums[task], &dots[task]);
       }
-    });
-  }
+    }
+  });
   for (int64_t c = 0; c < v.C; ++c) {
     for (size_t i = c; i < sums.size(); i += v.C) sum[c] += sums[i], dot[c] += dots[i];
   }
@@ -249,7 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_forward_cpu(
     const Constants<acc_of<scalar_t>> constants(v, mean.data(), invstd.data(), w, b);
     const Operands<scalar_t> o{
         data, z ? z->const_data_ptr<scalar_t>() : nullptr, nullptr, constants, Activation(activation), keep};
-    const auto forward = best_rows<scalar_t>().forward[v.last][o.plain()];
+    const auto forward = best_rows<scalar_t>().loops(o).forward[v.last];
     torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
       forward(o, v, output.mutable_data_ptr<scalar_t>(), begin, end);
     });
@@ -288,15 +286,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_cpu(
     const Operands<scalar_t> o{x.const_data_ptr<scalar_t>(),    z ? z->const_data_ptr<scalar_t>() : nullptr,
                                grad.const_data_ptr<scalar_t>(), constants,
                                Activation(activation),          keep};
-    if (need_params || (need_input && training)) gradient_sums(o, v, sum, dot);
-    if (!need_input && !need_residual) return;
+    const bool store = need_input || need_residual;
     Gradients<scalar_t> to{need_input ? grad_input.mutable_data_ptr<scalar_t>() : nullptr,
                            need_residual ? grad_residual.mutable_data_ptr<scalar_t>() : nullptr,
                            std::vector<acc_t>(constants.hi.size()), std::vector<acc_t>(constants.hi.size())};
+    if (need_params || (need_input && training)) gradient_sums(o, v, to, store && !training, sum, dot);
+    if (!store || (need_params && !training)) return;
     for (size_t i = 0; training && i < to.a.size(); ++i) {
       to.a[i] = acc_t(sum[i % v.C] / double(v.count())), to.b[i] = acc_t(dot[i % v.C] / double(v.count()));
     }
-    const auto backward = best_rows<scalar_t>().backward[v.last][o.plain()];
+    const auto backward = best_rows<scalar_t>().loops(o).backward[v.last];
     torch::stable::parallel_for(0, input.numel(), kGrain,
                                 [&](int64_t begin, int64_t end) { backward(o, v, to, begin, end); });
   });

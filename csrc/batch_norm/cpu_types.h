@@ -83,6 +83,9 @@ struct Keep {
   double scale = 1;
 };
 
+// What follows normalization, where loops are compiled for it: nothing, relu alone, or anything.
+enum class Form { kGeneral, kPlain, kRelu };
+
 template <class scalar_t>
 struct Operands {
   const scalar_t *x, *residual, *grad;
@@ -90,7 +93,11 @@ struct Operands {
   Activation activation;
   Keep keep;
 
-  bool plain() const { return !residual && activation == Activation::kNone && !keep.on; }
+  Form form() const {
+    if (residual || keep.on) return Form::kGeneral;
+    if (activation == Activation::kRelu) return Form::kRelu;
+    return activation == Activation::kNone ? Form::kPlain : Form::kGeneral;
+  }
 };
 
 // Where the gradients of the elements [begin, end) go; null: not wanted. grad_input is
@@ -100,19 +107,27 @@ struct Gradients {
   scalar_t *input, *residual;
   std::vector<acc_of<scalar_t>> a, b;
 };
-// The loops of cpu_rows.h for one instruction set.
+// The loops of cpu_rows.h for one form; by channels last, or by whether sums store the gradients as well.
 template <class scalar_t>
-struct Rows {
+struct Loops {
   using Range = void (*)(const Operands<scalar_t>&, const View&, scalar_t*, int64_t, int64_t);
   using BackwardRange = void (*)(const Operands<scalar_t>&, const View&, const Gradients<scalar_t>&, int64_t,
                                  int64_t);
+  Range forward[2];
+  void (*channel_sums[2])(const Operands<scalar_t>&, const View&, const Gradients<scalar_t>&, int64_t,
+                          int64_t, int64_t, double*, double*);
+  void (*row_sums[2])(const Operands<scalar_t>&, const View&, const Gradients<scalar_t>&, int64_t, int64_t,
+                      double*, double*);
+  BackwardRange backward[2];
+};
+// All of one instruction set.
+template <class scalar_t>
+struct Rows {
   Moments (*channel_moments)(const scalar_t*, const View&, int64_t, int64_t, int64_t);
   void (*row_moments)(const scalar_t*, const View&, int64_t, int64_t, double*, double*);
-  Range forward[2][2];  // [channels last][plain]
-  void (*channel_sums[2])(const Operands<scalar_t>&, const View&, int64_t, int64_t, int64_t, double*,
-                          double*);
-  void (*row_sums[2])(const Operands<scalar_t>&, const View&, int64_t, int64_t, double*, double*);
-  BackwardRange backward[2][2];
+  Loops<scalar_t> of_form[3];
+
+  const Loops<scalar_t>& loops(const Operands<scalar_t>& o) const { return of_form[int(o.form())]; }
 };
 
 }  // namespace fastdl

@@ -77,14 +77,40 @@ FASTDL_LANES void store(torch::headeronly::Half* p, F v) {
 template <class scalar_t>
 FASTDL_LANES auto load_some(const scalar_t* p, int n, scalar_t fill) {
   scalar_t buffer[kLanes];
-  for (int k = 0; k < kLanes; ++k) buffer[k] = k < n ? p[k] : fill;
+  for (int k = 0; k < kLanes; ++k) buffer[k] = fill;
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+  const __mmask8 lanes = __mmask8((1u << n) - 1);
+  if constexpr (sizeof(scalar_t) == 8) {
+    const __m512i values = _mm512_mask_loadu_epi64(raw_load<__m512i>(buffer), lanes, p);
+    std::memcpy(buffer, &values, sizeof buffer);
+  } else if constexpr (sizeof(scalar_t) == 4) {
+    const __m256i values = _mm256_mask_loadu_epi32(raw_load<__m256i>(buffer), lanes, p);
+    std::memcpy(buffer, &values, sizeof buffer);
+  } else {
+    const __m128i values = _mm_mask_loadu_epi16(raw_load<__m128i>(buffer), lanes, p);
+    std::memcpy(buffer, &values, sizeof buffer);
+  }
+#else
+  for (int k = 0; k < n; ++k) buffer[k] = p[k];
+#endif
   return load(buffer);
 }
 template <class scalar_t, class V>
 FASTDL_LANES void store_some(scalar_t* p, V v, int n) {
   scalar_t buffer[kLanes];
   store(buffer, v);
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+  const __mmask8 lanes = __mmask8((1u << n) - 1);
+  if constexpr (sizeof(scalar_t) == 8) {
+    _mm512_mask_storeu_epi64(p, lanes, raw_load<__m512i>(buffer));
+  } else if constexpr (sizeof(scalar_t) == 4) {
+    _mm256_mask_storeu_epi32(p, lanes, raw_load<__m256i>(buffer));
+  } else {
+    _mm_mask_storeu_epi16(p, lanes, raw_load<__m128i>(buffer));
+  }
+#else
   for (int k = 0; k < n; ++k) p[k] = buffer[k];
+#endif
 }
 
 // 2^n * polynomial of the remainder; below exp(-87) the result is 2^-126, not less.

@@ -1,8 +1,10 @@
 // dropout on CPU tensors: activations are torch's own, then one vectorised pass masks, scales and adds.
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "dropout/check.h"
 #include "philox.cuh"
@@ -23,9 +25,9 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements a thread takes at least: below it, waking threads costs more
 constexpr int64_t kCalls = 64;       // Philox calls at a time: whole vectors on any machine, 1 KB of bits
 
-// What a pass reads and writes: contiguous tensors of one dtype, input and output may be the same. Where
-// `sign` is not above 0 the input counts `slope` times: relu and leaky relu, whose gradient has another sign
-// than input.
+// What a pass reads and writes: dense tensors of one dtype and layout, input and output may be the same.
+// Where `sign` is not above 0 the input counts `slope` times: relu and leaky relu, whose gradient has another
+// sign than input.
 struct Work {
   const void *input, *sign, *residual;
   void* output;
@@ -33,6 +35,7 @@ struct Work {
   uint64_t seed;
   KeepRule rule;
   int64_t group;
+  int64_t channels = 0;  // that lie next to each other, `group` rows of them an image; 0: row-major
 };
 
 // The same with types, for one element at a time.
@@ -71,67 +74,105 @@ inline void random_bits(uint64_t seed, uint64_t counter, bits_t* bits) {
   std::memcpy(bits, words, sizeof(words));
 }
 
-// Elements [begin, end); bits_t is what one decision consumes.
-template <class bits_t, class elements_t>
-inline void dropout_range(const Work& work, int64_t begin, int64_t end) {
+// f(first, last, keep) for consecutive decisions of [begin, end), keep[0] being that of `first`; bits_t is
+// what one decision consumes.
+template <class bits_t, class F>
+inline void for_decisions(const Work& work, int64_t begin, int64_t end, F f) {
   constexpr int64_t kPerCall = 16 / sizeof(bits_t), kBlock = kCalls * kPerCall;
-  const elements_t elements(work);
-  const bits_t threshold = bits_t(work.rule.threshold);
-  bits_t bits[kBlock] = {};  // p = 0 keeps all of them as they are
+  const bool draws = work.rule.threshold > 0 && !work.rule.none;
+  const bits_t threshold = work.rule.none ? bits_t(1) : bits_t(work.rule.threshold);
+  bits_t bits[kBlock] = {};  // where nothing is drawn
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
-    if (threshold > 0) random_bits(work.seed, block / kPerCall, bits);
+    if (draws) random_bits(work.seed, block / kPerCall, bits);
     const int64_t first = block < begin ? begin : block, last = block + kBlock < end ? block + kBlock : end;
-    for (int64_t i = first; i < last; ++i) elements.finish(i, bits[i - block] >= threshold);
+    f(first, last, [&](int64_t i) { return bits[i - block] >= threshold; });
   }
 }
 
 // One decision for `group` consecutive elements: whole channels are kept or dropped.
-template <class elements_t>
+template <class bits_t, class elements_t>
 inline void dropout_groups(const Work& work, int64_t begin, int64_t end) {
   const elements_t elements(work);
-  for (int64_t i = begin; i < end;) {
-    const int64_t channel = i / work.group, next = (channel + 1) * work.group, last = next < end ? next : end;
-    const bool keep = keep_element(work.seed, channel, work.rule);
-    for (; i < last; ++i) elements.finish(i, keep);
+  const int64_t group = work.group;
+  for_decisions<bits_t>(
+      work, begin / group, (end + group - 1) / group, [&](int64_t first, int64_t last, auto keeps) {
+        for (int64_t channel = first; channel < last; ++channel) {
+          const bool keep = keeps(channel);
+          const int64_t from = std::max(begin, channel * group), to = std::min(end, (channel + 1) * group);
+          for (int64_t i = from; i < to; ++i) elements.finish(i, keep);
+        }
+      });
+}
+
+// The same where channels lie next to each other: elements of the rows [begin, end), `group` of them an
+// image.
+template <class bits_t, class elements_t>
+inline void dropout_channels_last(const Work& work, int64_t begin, int64_t end) {
+  const elements_t elements(work);
+  const int64_t channels = work.channels;
+  std::vector<uint8_t> keep(channels);
+  for (int64_t row = begin; row < end;) {
+    const int64_t image = row / work.group, stop = std::min(end, (image + 1) * work.group);
+    for_decisions<bits_t>(work, image * channels, (image + 1) * channels,
+                          [&](int64_t first, int64_t last, auto keeps) {
+                            for (int64_t i = first; i < last; ++i) keep[i - image * channels] = keeps(i);
+                          });
+    for (; row < stop; ++row) {
+      for (int64_t c = 0; c < channels; ++c) elements.finish(row * channels + c, keep[c] != 0);
+    }
   }
 }
 
+template <class bits_t, class elements_t>
+inline void dropout_range(const Work& work, int64_t begin, int64_t end) {
+  if (work.channels > 0) return dropout_channels_last<bits_t, elements_t>(work, begin, end);
+  if (work.group > 1) return dropout_groups<bits_t, elements_t>(work, begin, end);
+  const elements_t elements(work);
+  for_decisions<bits_t>(work, begin, end, [&](int64_t first, int64_t last, auto keeps) {
+    for (int64_t i = first; i < last; ++i) elements.finish(i, keeps(i));
+  });
+}
+
+// Elements [begin, end) in memory order, or rows of channels.
 template <class elements_t>
 FASTDL_VECTOR_CLONES void run_range(const Work& work, int64_t begin, int64_t end) {
-  if (work.group > 1 || work.rule.none) {
-    dropout_groups<elements_t>(work, begin, end);
-  } else if (work.rule.wide) {
-    dropout_range<uint32_t, elements_t>(work, begin, end);
-  } else {
-    dropout_range<uint16_t, elements_t>(work, begin, end);
-  }
+  work.rule.wide ? dropout_range<uint32_t, elements_t>(work, begin, end)
+                 : dropout_range<uint16_t, elements_t>(work, begin, end);
 }
 
-// output = mask · scale · input + residual. Strided tensors go through row-major copies.
+// output = mask · scale · input + residual. Tensors of other strides go through copies.
 void run(Work work, const Tensor& input, const optional<Tensor>& sign, const optional<Tensor>& residual,
          Tensor& output) {
-  const auto contiguous = [](const optional<Tensor>& t) {
-    return t ? optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+  auto format = torch::headeronly::MemoryFormat::Contiguous;
+  if (work.group > 1 && is_channels_last(input) &&
+      work.group * input.size(0) * input.size(1) == input.numel()) {
+    format = channels_last_format(input);
+    work.channels = input.size(1);
+  }
+  const auto dense = [&](const optional<Tensor>& t) {
+    return t ? optional<Tensor>(torch::stable::contiguous(*t, format)) : std::nullopt;
   };
-  const optional<Tensor> in = contiguous(input), gate = contiguous(sign), res = contiguous(residual);
-  Tensor out = output.is_contiguous() ? output : torch::stable::contiguous(output);
+  const optional<Tensor> in = dense(input), gate = dense(sign), res = dense(residual);
+  Tensor out = torch::stable::contiguous(output, format);
   work.input = in->const_data_ptr();
   work.sign = gate ? gate->const_data_ptr() : nullptr;
   work.residual = res ? res->const_data_ptr() : nullptr;
   work.output = out.mutable_data_ptr();
+  const int64_t each = std::max<int64_t>(1, work.channels), count = input.numel() / each;
   dispatch_floating("dropout", input.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
-    torch::stable::parallel_for(0, input.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      if (gate) {
-        res ? run_range<Elements<scalar_t, true, true>>(work, begin, end)
-            : run_range<Elements<scalar_t, true, false>>(work, begin, end);
-      } else {
-        res ? run_range<Elements<scalar_t, false, true>>(work, begin, end)
-            : run_range<Elements<scalar_t, false, false>>(work, begin, end);
-      }
-    });
+    torch::stable::parallel_for(0, count, std::max<int64_t>(1, kGrain / each),
+                                [&](int64_t begin, int64_t end) {
+                                  if (gate) {
+                                    res ? run_range<Elements<scalar_t, true, true>>(work, begin, end)
+                                        : run_range<Elements<scalar_t, true, false>>(work, begin, end);
+                                  } else {
+                                    res ? run_range<Elements<scalar_t, false, true>>(work, begin, end)
+                                        : run_range<Elements<scalar_t, false, false>>(work, begin, end);
+                                  }
+                                });
   });
-  if (!output.is_contiguous()) torch::stable::copy_(output, out);
+  if (out.const_data_ptr() != output.const_data_ptr()) torch::stable::copy_(output, out);
 }
 
 template <class... Args>

@@ -81,7 +81,7 @@ const char* launch_repack(Matrix& from, const Packed& packed, void* to, int64_t 
 
 // Repacks what the plan says, behind what the split has of the workspace.
 const char* repack_operands(Problem& p, const Plan& plan, void* workspace, void* stream) {
-  char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.splits);
+  char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.parts_in_memory());
   if (plan.repacks_a) {
     const Packed packed = packed_a(p);
     if (const char* error = launch_repack(p.a, packed, next, p.batch, p.dtype, stream)) return error;

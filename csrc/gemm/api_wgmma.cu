@@ -11,7 +11,7 @@ const char* launch_wgmma(const Problem& p, const Plan& plan, void* workspace, vo
                             : p.dtype == kFloat16 ? launch_wgmma_half
                                                   : launch_wgmma_tf32;
   const char* error = launch_typed(p, plan, workspace, stream);
-  return error || plan.splits == 1 ? error : launch_split_sum(p, plan.splits, workspace, stream);
+  return error || plan.parts_in_memory() == 1 ? error : launch_split_sum(p, plan.splits, workspace, stream);
 }
 
 }  // namespace fastdl::gemm

@@ -47,15 +47,18 @@ py::dict gemm_plan(int64_t batch, int64_t m, int64_t n, int64_t k, const std::st
   result["repacks"] = std::string(found.repacks_a ? "a" : "") + (found.repacks_b ? "b" : "");
   result["splits"] = found.splits, result["workspace_bytes"] = found.workspace_bytes;
   result["turns"] = kTurnNames[found.turns], result["cluster"] = found.cluster;
+  result["near"] = found.near;
   return result;
 }
 
 // (batch, split, row, column, k begin, k end) of every block of a launch.
 std::vector<std::array<int64_t, 6>> gemm_tiles(int64_t batch, int64_t m, int64_t n, int64_t k, int tile_m,
-                                               int tile_n, int tile_k, int splits) {
+                                               int tile_n, int tile_k, int splits, bool near) {
   Problem p{};
   p.m = m, p.n = n, p.k = k, p.batch = batch;
-  const TileGrid grid = tile_grid(p, {kSimt, tile_m, tile_n, tile_k, splits, 0});
+  Plan plan{kSimt, tile_m, tile_n, tile_k, splits, 0};
+  plan.near = near;
+  const TileGrid grid = tile_grid(p, plan);
   std::vector<std::array<int64_t, 6>> all;
   for (int64_t block = 0; block < grid.blocks(); ++block) {
     const TileWork w = tile_work(grid, block, k, tile_k);

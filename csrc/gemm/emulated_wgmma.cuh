@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   ptx::register_increase<232>();
   const int group = int(threadIdx.x) / 128, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  typename Shape::Exit exit(p, grid, workspace, memory + kStages * Shape::kStageBytes);
+  typename Shape::Exit exit(p, grid, nullptr, workspace, memory + kStages * Shape::kStageBytes, memory);
   for_tiles<kEmulatedDepth>(grid, p.k, [&](const TileWork& work) {
     float d[kN / 2], sum[1][kN / 2];
     FASTDL_UNROLL

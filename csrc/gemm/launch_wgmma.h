@@ -25,7 +25,8 @@ struct MapKey {
   }
 };
 
-// lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next.
+// lines x k of an operand whose `line` stride leads from a's row, or b's column, to the next; of the output,
+// its rows x columns.
 template <class scalar_t>
 const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int64_t k, int64_t batch,
                         bool deep, int box_lines) {
@@ -70,15 +71,21 @@ const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspa
                                   Shape::kTileN / plan.cluster);
   }
   if (error) return error;
+  ptx::TensorMap output = a;  // any, where it is not used
+  if (sizeof(scalar_t) == 2 && !kSwapped && leaves_plain(p, plan.splits)) {
+    const Matrix to = {p.output, p.output_row, 1, p.output_batch};
+    error = map_operand<scalar_t>(&output, to, p.m, p.n, p.batch, true, 16);
+    if (error) return error;
+  }
   LaunchConfig config;
-  const int64_t most = machine().multiprocessors / plan.cluster;
+  const int64_t most = plan.near ? INT32_MAX : machine().multiprocessors / plan.cluster;
   config.grid = dim3(unsigned(std::min(grid.blocks(), most) * plan.cluster));
   config.block = dim3(Shape::kThreads);
   config.shared_bytes = Shape::kSharedBytes;
   config.stream = stream;
-  config.cluster = dim3(unsigned(plan.cluster));
+  config.cluster = dim3(unsigned(plan.near ? plan.splits : plan.cluster));
   config.early = true;
-  return launch(wgmma_kernel<Shape>, config, p, grid, a, b, workspace);
+  return launch(wgmma_kernel<Shape>, config, p, grid, a, b, output, workspace);
 }
 
 template <class scalar_t, bool a_deep, bool b_deep>
@@ -100,6 +107,7 @@ const char* launch_wgmma_layout(const Problem& p, const Plan& plan, void* worksp
     if (plan.tile_m == 64) return with.template operator()<64, 256, kAlternate>();
     return with.template operator()<128, 128, kAlternate>();
   }
+  if (plan.tile_m == 256) return with.template operator()<256, 128, kHalves>();
   if (plan.tile_n == 256) return with.template operator()<128, 256, kHalves>();
   if (plan.tile_n == 192) return with.template operator()<128, 192, kHalves>();
   return with.template operator()<128, 64, kHalves>();

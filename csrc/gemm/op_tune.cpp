@@ -19,7 +19,7 @@ std::vector<Plan> plans_of(Problem& p) {
 
 }  // namespace
 
-// The ways to make the product, the one of the fewest estimated cycles first: (ways, 6) int64 on the CPU, of
+// The ways to make the product, the one of the fewest estimated cycles first: (ways, 7) int64 on the CPU, of
 // Cut's fields.
 Tensor gemm_candidates(const Tensor& a, const Tensor& b, int64_t precision) {
   const DeviceGuard guard(a);
@@ -31,7 +31,7 @@ Tensor gemm_candidates(const Tensor& a, const Tensor& b, int64_t precision) {
   int64_t* to = ways.mutable_data_ptr<int64_t>();
   for (const Plan& plan : plans) {
     const Cut c = plan.cut();
-    for (int field : {c.family, c.tile_m, c.tile_n, c.splits, c.turns, c.cluster}) *to++ = field;
+    for (int field : {c.family, c.tile_m, c.tile_n, c.splits, c.turns, c.cluster, c.near}) *to++ = field;
   }
   return ways;
 }
@@ -41,7 +41,10 @@ void gemm_choose(const Tensor& a, const Tensor& b, int64_t precision, std::vecto
   const DeviceGuard guard(a);
   STD_TORCH_CHECK(int64_t(way.size()) == kFields, "gemm_choose: a way has ", kFields, " numbers, got ",
                   way.size());
-  const Cut cut = {int(way[0]), int(way[1]), int(way[2]), int(way[3]), int(way[4]), int(way[5])};
+  Cut cut;
+  int* const fields[kFields] = {&cut.family, &cut.tile_m,  &cut.tile_n, &cut.splits,
+                                &cut.turns,  &cut.cluster, &cut.near};
+  for (int64_t i = 0; i < kFields; ++i) *fields[i] = int(way[size_t(i)]);
   Problem p = product_of("gemm_choose", a, b, precision);
   const std::vector<Plan> plans = plans_of(p);
   const bool known = std::any_of(plans.begin(), plans.end(), [&](const Plan& x) { return x.cut() == cut; });

@@ -27,6 +27,11 @@ constexpr double kBytesPerCycle = 12;                       // of a multiprocess
 constexpr double kNearBytesPerCycle = 40;                   // from L2
 constexpr double kFirstStep = 1500;                         // of a block, from memory
 constexpr double kNextStep = 300;                           // of a tile, from a ring that was filled ahead
+constexpr int kMaxNearParts = 8;                            // blocks of a cluster on every Hopper GPU
+constexpr double kOwnBytesPerCycle = 128,
+                 kRemoteBytesPerCycle = 12;  // of shared memory, own and the cluster's
+constexpr double kNearCycles = 1000;         // two barriers of a cluster, the first remote reads
+constexpr double kShareCycles = 0.15;        // of an element of a share, however little is done to it
 
 inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 1; }
 
@@ -34,7 +39,7 @@ inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 
 inline double exit_cycles(const Problem& p, int splits) {
   const Epilogue& e = p.epilogue;
   if (splits > 1) return 0.15;
-  if (e.aligned && !e.is_full()) return p.dtype == kFloat32 ? 0.125 : 0.045;
+  if (e.aligned && !e.is_full()) return p.dtype == kFloat32 ? 0.125 : 0.03;
   double cycles = 0.22;
   if (e.activation > 2) cycles += 0.08;  // more than a comparison
   if (e.seed) cycles += 0.05;
@@ -54,22 +59,52 @@ inline double wgmma_cycles(const Problem& p, const Candidate& c, int splits, int
   return kFirstStep + tiles * std::max(inside, (inside + 2 * exit) / 2) + 2 * exit;
 }
 
+// Of the operands read and the output written once.
+inline double memory_cycles(const Problem& p, const Machine& machine) {
+  const double operands = double(p.k) * double(p.m + p.n), output = double(p.m) * double(p.n);
+  return double(size_of(p.dtype)) * double(p.batch) * (operands + output) /
+         (kBytesPerCycle * machine.multiprocessors);
+}
+
+// Nine tenths of the shorter are hidden by the longer.
+inline double overlapped(double work, double memory) {
+  return std::max(work, memory) + 0.1 * std::min(work, memory);
+}
+
 // Estimated cycles: every multiprocessor makes its tiles one after the other, and memory is read and written
-// meanwhile, nine tenths of the shorter of both hidden by the longer. What is split costs a launch, and its
-// parts pass through memory twice.
+// meanwhile. What is split costs a launch, and its parts pass through memory twice.
 inline double cycles(const Problem& p, const Machine& machine, const Candidate& c, int splits, int cluster) {
   const int64_t rows = ceil_div(p.m, int64_t(c.tile_m) * cluster) * cluster;
   const int64_t blocks = rows * ceil_div(p.n, c.tile_n) * p.batch * splits;
   const double tiles = double(ceil_div(blocks, machine.multiprocessors / cluster * cluster));
   const double k = double(ceil_div(ceil_div(p.k, c.depth), splits)) * c.depth;
-  const double outputs = double(p.m) * double(p.n) * double(p.batch);
-  const double rate = kBytesPerCycle * machine.multiprocessors;
-  const double memory =
-      double(size_of(p.dtype)) * (double(p.batch) * double(p.k) * double(p.m + p.n) + outputs) / rate;
   const double work = c.family == kWgmma ? wgmma_cycles(p, c, splits, cluster, k, tiles)
                                          : tiles * (kTileCycles + k * c.tile_m * c.tile_n / c.macs);
-  const double parts = 2 * splits * outputs * double(accumulator_size(p.dtype)) / rate;
-  return std::max(work, memory) + 0.1 * std::min(work, memory) + (splits == 1 ? 0 : kLaunchCycles + parts);
+  const double parts = 2 * splits * double(p.m) * double(p.n) * double(p.batch) *
+                       double(accumulator_size(p.dtype)) / (kBytesPerCycle * machine.multiprocessors);
+  return overlapped(work, memory_cycles(p, machine)) + (splits == 1 ? 0 : kLaunchCycles + parts);
+}
+
+// Blocks that are on the device at once, in clusters of so many. A GPC's 16 or 18 multiprocessors hold whole
+// clusters.
+inline int64_t clustered_blocks(const Machine& machine, int cluster) {
+  const int whole = cluster > 2 && machine.multiprocessors >= 16 ? 16 : cluster;
+  return machine.multiprocessors / whole * whole;
+}
+
+// The same where a cluster's blocks share k: waves of blocks, each with one part of a tile, whose sums it
+// writes, reads its share of and finishes. All of that comes after the product.
+inline double near_cycles(const Problem& p, const Machine& machine, const Candidate& c, int parts) {
+  const double size = double(c.tile_m) * c.tile_n, bytes = size * accumulator_size(p.dtype);
+  const double k = double(ceil_div(ceil_div(p.k, c.depth), parts)) * c.depth;
+  const double traffic = k * double((c.tile_m + c.tile_n) * size_of(p.dtype)) / kNearBytesPerCycle;
+  const double add = bytes / kOwnBytesPerCycle + bytes * (parts - 1) / parts / kRemoteBytesPerCycle;
+  const double finish = size / parts * std::max(exit_cycles(p, 1), kShareCycles);
+  const int64_t blocks = ceil_div(p.m, c.tile_m) * ceil_div(p.n, c.tile_n) * p.batch * parts;
+  const double waves = double(ceil_div(blocks, clustered_blocks(machine, parts)));
+  const double work =
+      waves * (kFirstStep + std::max(k * size / c.macs, traffic) + kNearCycles + add + finish);
+  return overlapped(work, memory_cycles(p, machine));
 }
 
 // Whether the candidate can make the product at all.
@@ -77,7 +112,8 @@ inline bool makes(const Problem& p, const Candidate& c) {
   if (c.family != kWgmma) return true;
   const bool columns = p.epilogue.column_sums || p.epilogue.mean;
   if (c.turns == kTokens) return p.m <= 64 && p.a.column == 1 && !columns && !p.a_sums;
-  return !p.a_sums || c.turns == kHalves || (c.tile_m == 64 && p.dtype != kFloat32);
+  if (!p.a_sums) return true;
+  return c.turns == kHalves ? c.tile_m == 128 : c.tile_m == 64 && p.dtype != kFloat32;
 }
 
 }  // namespace plan_detail
@@ -100,6 +136,7 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
   const int depth = wgmma_depth(p.dtype);
   const double rate = halves ? 1 : 0.5;  // of tf32
   const Candidate wgmma[] = {{kWgmma, 128, 256, depth, 2000 * rate},
+                             {kWgmma, 256, 128, depth, 1900 * rate},
                              {kWgmma, 128, 192, depth, 1900 * rate},
                              {kWgmma, 64, 256, depth, 1950 * rate, kAlternate},
                              {kWgmma, 128, 128, depth, 1850 * rate, kAlternate},
@@ -118,6 +155,13 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
     f(Plan{c.family, c.tile_m, c.tile_n, c.depth, splits, split_workspace_bytes(p, splits), c.turns, cluster,
            cycles(p, machine, c, splits, cluster)});
   };
+  const auto consider_near = [&](const Candidate& c, int parts) {
+    const int64_t tiles = ceil_div(p.m, c.tile_m) * ceil_div(p.n, c.tile_n) * p.batch;
+    if (tiles * parts > 2 * machine.multiprocessors || machine.multiprocessors < parts) return;
+    Plan plan{c.family, c.tile_m, c.tile_n, c.depth, parts, 0, c.turns};
+    plan.near = true, plan.cycles = near_cycles(p, machine, c, parts);
+    f(plan);
+  };
   for (int i = 0; i < count; ++i) {
     const Candidate& c = from[i];
     if (!makes(p, c)) continue;
@@ -127,6 +171,7 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
       if (c.family == kWgmma && c.turns != kTokens && p.m > c.tile_m && machine.multiprocessors > 1) {
         consider(c, splits, 2);
       }
+      if (c.family == kWgmma && splits > 1 && splits <= kMaxNearParts) consider_near(c, splits);
     }
   }
 }
@@ -149,7 +194,7 @@ void for_each_plan(const Problem& p, const Machine& machine, F f) {
     found.cycles += double(a + b) * kLaunchCycles;
     found.cycles += 2 * double(bytes) / (kBytesPerCycle * machine.multiprocessors);
     found.repacks_a = a, found.repacks_b = b;
-    found.workspace_bytes = aligned_split_bytes(p, found.splits) + bytes;
+    found.workspace_bytes = aligned_split_bytes(p, found.parts_in_memory()) + bytes;
     f(found);
   });
 }

@@ -31,7 +31,7 @@ enum WgmmaTurns : uint8_t {
 
 // A plan's choices, by which a measurement names it.
 struct Cut {
-  int family, tile_m, tile_n, splits, turns, cluster;
+  int family, tile_m, tile_n, splits, turns, cluster, near;
   bool operator==(const Cut&) const = default;
 };
 
@@ -44,8 +44,10 @@ struct Plan {
   int cluster = 1;                            // blocks that share tiles of b
   double cycles = 0;                          // of a multiprocessor, estimated
   bool repacks_a = false, repacks_b = false;  // by a pass of its own, to where TMA can read the operand
+  bool near = false;  // the parts of k are a cluster's, added in its shared memory, not in the workspace
 
-  Cut cut() const { return {family, tile_m, tile_n, splits, turns, cluster}; }
+  Cut cut() const { return {family, tile_m, tile_n, splits, turns, cluster, near}; }
+  int parts_in_memory() const { return near ? 1 : splits; }
   int64_t row_blocks(int64_t m) const { return ceil_div(m, tile_m); }
 };
 

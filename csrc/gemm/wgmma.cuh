@@ -24,6 +24,7 @@ struct WgmmaShape : WgmmaTile<scalar, tile_m, tile_n, turns> {
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kOnes = kStages * kStageBytes + Exit::kBytes, kFull = kOnes + kOnesBytes,
                        kEmpty = kFull + kStages * 8, kSharedBytes = kEmpty + kStages * 8;
+  static_assert(Exit::Near::kBytes <= kStages * kStageBytes);
 };
 
 // Who alternates multiplies in turns: a wait for a phase tells it from the one before, not from the one
@@ -133,7 +134,7 @@ template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     wgmma_kernel(const __grid_constant__ Problem p, const __grid_constant__ TileGrid grid,
                  const __grid_constant__ ptx::TensorMap a_map, const __grid_constant__ ptx::TensorMap b_map,
-                 void* workspace) {
+                 const __grid_constant__ ptx::TensorMap output_map, void* workspace) {
   constexpr int kTeams = Shape::kConsumers / Shape::kTeam, kArrivals = Shape::kTeam / 128;
   FASTDL_DYNAMIC_SHARED(bytes);
   const uint32_t memory = ptx::shared_address(bytes);
@@ -164,11 +165,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     ptx::register_decrease<40>();
     if (threadIdx.x == Shape::kConsumers) fetch_tiles<Shape>(p, grid, &a_map, &b_map, memory);
     __syncwarp();
+    if (grid.near) ptx::cluster_sync();  // with those who leave their sums
   } else {
     ptx::register_increase<232>();
     const int group = __shfl_sync(~0u, int(threadIdx.x) / 128, 0);  // of a warp: uniform registers hold it
     const int first_row = kTeams == 1 ? 64 * Shape::kBlocks * group : 0;
-    typename Shape::Exit exit(p, grid, workspace, bytes + Shape::kStages * Shape::kStageBytes);
+    typename Shape::Exit exit(p, grid, &output_map, workspace, bytes + Shape::kStages * Shape::kStageBytes,
+                              bytes);
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
     const auto skip = [&](int steps) { place.skip(steps); };
@@ -187,8 +190,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
           }
           exit.store_tile(work, d);
         });
+    exit.wait_for_stores();
+    if (kTeams > 1 && grid.near && group > 0) ptx::cluster_sync();  // has no tile
   }
-  if (grid.cluster > 1) ptx::cluster_sync();  // the other block still arrives at this one's mbarriers
+  // Others still arrive at this block's mbarriers, or read its sums.
+  if (grid.cluster > 1 || grid.near) ptx::cluster_sync();
 }
 
 }  // namespace fastdl::gemm

@@ -3,6 +3,7 @@
 #pragma once
 #include <type_traits>
 #include "gemm/split.cuh"
+#include "gemm/wgmma_near.cuh"
 #include "gemm/wgmma_shape.h"
 #include "ptx.cuh"
 
@@ -22,6 +23,11 @@ struct WgmmaTile {
       kBlocks == 1 && (turns == kHalves || (turns == kAlternate && sizeof(scalar) == 2));
 };
 
+// Whether sums leave through TMA: alpha and bias alone, to rows that a tensor map describes.
+FASTDL_HOST_DEVICE bool leaves_plain(const Problem& p, int splits) {
+  return splits == 1 && p.epilogue.aligned && !p.epilogue.is_full();
+}
+
 template <class Shape>
 class WgmmaExit {
   using scalar_t = typename Shape::scalar_t;
@@ -29,46 +35,68 @@ class WgmmaExit {
   static constexpr int kTeams = Shape::kConsumers / Shape::kTeam;
   static constexpr int kColumns = 64, kLines = 8, kVector = 8;  // of a piece; of what a lane takes at once
   static constexpr int kAcross = kN / kColumns, kPieces = kBlocks * kAcross * 2;
-  static constexpr int kPlain =
-      sizeof(scalar_t) == 2 ? kVector : 2;  // columns that leave together without more
   // Of 8 columns the halves lie kOdd words apart: writes of fragments and reads of 16 bytes find 32 banks.
   static constexpr int kPitch = 72, kOdd = 36;
   static constexpr int kSlabs =
       Shape::kTileM / 16;  // a warp's 16 rows; partials of columns are added of them
   static constexpr int kPieceBytes = kLines * kPitch * 4, kPartialBytes = kSlabs * kN * 8;
+  // Of a warp, instead of all that: two boxes of 16 rows x 64 columns, which TMA stores in turns.
+  static constexpr int kBoxBytes = 16 * kColumns * 2;
+  static constexpr int kFullBytes = kWarps * kPieceBytes + kTeams * kPartialBytes,
+                       kPlainBytes = sizeof(scalar_t) == 2 ? kWarps * 2 * kBoxBytes : 0;
 
  public:
-  static constexpr int kBytes = kWarps * kPieceBytes + kTeams * kPartialBytes;
+  static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
+  using Near = NearTile<scalar_t, Shape::kTileM, kN, 8>;
 
-  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, void* memory, unsigned char* shared)
+  // shared: kBytes of the exit's own, at a multiple of 1024; ring: the stages, which are free for a near
+  // tile.
+  FASTDL_DEVICE WgmmaExit(const Problem& problem, const TileGrid& tiles, const ptx::TensorMap* map,
+                          void* memory, unsigned char* shared, unsigned char* ring)
       : p(problem),
         grid(tiles),
+        output_map(map),
         workspace(memory),
         lane(int(threadIdx.x) % 32),
         team(int(threadIdx.x) / Shape::kTeam),
         first_row(int(threadIdx.x) % Shape::kTeam / 128 * 64 * kBlocks + int(threadIdx.x) / 32 % 4 * 16),
+        box(ptx::shared_address(shared) + threadIdx.x / 32 * (2 * kBoxBytes)),
         piece(reinterpret_cast<float*>(shared + int(threadIdx.x) / 32 * kPieceBytes)),
         partial(reinterpret_cast<Pair*>(shared + kWarps * kPieceBytes + team * kPartialBytes)),
+        near(ring),
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    const bool plain = grid.splits == 1 && p.epilogue.aligned && p.n % kPlain == 0 && !p.epilogue.is_full();
-    if (!plain) return store_full(work, d);
+    if (grid.near) {
+      leave_sums(d);
+      ptx::cluster_sync();
+      if (p.a_sums && work.column == 0) near.store_row_sums(p, grid, work, Shape::kTeam);
+    }
+    if (!leaves_plain(p, grid.splits)) return store_full(work, d);
     if constexpr (sizeof(scalar_t) == 2) {
       store_plain(work, d);
     } else {
-      store_pairs(work, d);
+      p.n % 2 == 0 ? store_pairs(work, d) : store_full(work, d);
     }
+  }
+
+  // Before the kernel ends.
+  FASTDL_DEVICE void wait_for_stores() const {
+    if (lane == 0) ptx::bulk_wait<0>();
   }
 
   // The first column of a times ones.
   FASTDL_DEVICE void store_row_sums(const TileWork& work, const float (&sums)[kBlocks][4]) {
+    if (grid.near) team_barrier();  // as in leave_sums
     FASTDL_UNROLL
     for (int i = 0; i < kBlocks; ++i) {
       FASTDL_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int64_t row = int64_t(work.row) * Shape::kTileM + first_row + 64 * i + 8 * half + lane / 4;
-        if (lane % 4 == 0 && row < p.m) {
+        const int line = first_row + 64 * i + 8 * half + lane / 4;
+        const int64_t row = int64_t(work.row) * Shape::kTileM + line;
+        if (grid.near) {
+          if (lane % 4 == 0) *near.row_sum(line) = sums[i][2 * half];
+        } else if (lane % 4 == 0 && row < p.m) {
           store_row_sum<scalar_t>(workspace, p, grid, work, row,
                                   work.range.steps > 0 ? sums[i][2 * half] : 0.0f);
         }
@@ -81,10 +109,13 @@ class WgmmaExit {
   using Ahead = OperandsAhead<scalar_t, kVector>;
   const Problem& p;
   const TileGrid& grid;
+  const ptx::TensorMap* output_map;
   void* workspace;
-  int lane, team, first_row;  // of the warp, in the tile
+  int lane, team, first_row;        // of the warp, in the tile
+  uint32_t box, other = kBoxBytes;  // the box to be filled next, and how far behind it the other is
   float* piece;
   Pair* partial;  // [kSlabs][kN] of sum and m2
+  Near near;
   bool has_partials;
 
   FASTDL_DEVICE void team_barrier() const {
@@ -95,19 +126,34 @@ class WgmmaExit {
     }
   }
 
+  // For the cluster to add up.
+  FASTDL_DEVICE void leave_sums(const float (&d)[kBlocks][kN / 2]) const {
+    team_barrier();  // nobody multiplies out of the stages any more
+    FASTDL_UNROLL
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+      float* const line = near.at(first_row + i / 2 * 64 + i % 2 * 8 + lane / 4, lane % 4 * 2);
+      FASTDL_UNROLL
+      for (int j = 0; j < kN / 8; ++j) {
+        const int at = 4 * j + i % 2 * 2;
+        *reinterpret_cast<Pair*>(line + 4 * j) = {d[i / 2][at], d[i / 2][at + 1]};
+      }
+    }
+  }
+
   FASTDL_DEVICE void store_full(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
     if (has_partials) team_barrier();  // the last tile's partials were read
     Ahead next{};
     load_ahead(work, 0, next);
+    const int vectors = grid.near ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
 #pragma unroll 1
-    for (int x = 0; x < 2 * kPieces; ++x) {
-      if (x % 2 == 0) {
+    for (int x = 0; x < vectors; ++x) {
+      if (x % 2 == 0 && !grid.near) {
         __syncwarp();  // the last piece was read
         write_piece(d, x / 2);
         __syncwarp();
       }
       const Ahead now = next;
-      if (x + 1 < 2 * kPieces) load_ahead(work, x + 1, next);
+      if (x + 1 < vectors) load_ahead(work, x + 1, next);
       finish_vector(work, x, now);
       if (has_partials && x % 2 == 1) {
         __syncwarp();
@@ -135,11 +181,14 @@ class WgmmaExit {
     }
   }
 
-  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8.
+  // Of piece x / 2 this lane finishes 8 columns of lines lane / 8, then of 4 + lane / 8; of a near tile the
+  // team's x-th vectors of the share.
   FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
-    const int mine = lane;
-    const uint32_t row = uint32_t(work.row * Shape::kTileM + row_of(x / 2) + mine / 8 + x % 2 * 4);
-    const uint32_t column = uint32_t(work.column * kN + column_of(x / 2) + mine % 8 * kVector);
+    const int mine = lane, i = x * Shape::kTeam + int(threadIdx.x) % Shape::kTeam;
+    if (grid.near && i >= Near::vectors(grid)) return {};
+    const int line = grid.near ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
+    const int c = grid.near ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
+    const uint32_t row = uint32_t(work.row * Shape::kTileM + line), column = uint32_t(work.column * kN + c);
     const uint32_t m = uint32_t(p.m), n = uint32_t(p.n);
     const uint32_t inside = row >= m || column >= n ? 0 : n - column < kVector ? n - column : kVector;
     return {work.batch, row, column, int(inside)};
@@ -147,7 +196,7 @@ class WgmmaExit {
 
   FASTDL_DEVICE void load_ahead(const TileWork& work, int x, Ahead& operands) const {
     const Columns at = columns_of(work, x);
-    if (grid.splits == 1 && at.inside > 0) operands.load(p, at);
+    if ((grid.splits == 1 || grid.near) && at.inside > 0) operands.load(p, at);
   }
 
   FASTDL_DEVICE void finish_vector(const TileWork& work, int x, const Ahead& operands) const {
@@ -157,10 +206,14 @@ class WgmmaExit {
     Vector<float, 4>* const even = reinterpret_cast<Vector<float, 4>*>(from);
     Vector<float, 4>* const odd = reinterpret_cast<Vector<float, 4>*>(from + kOdd);
     Vector<float, kVector> value;
-    const Vector<float, 4> low = *even, high = *odd;
-    FASTDL_UNROLL
-    for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
-    if (grid.splits > 1) return store_partial(workspace, p, grid, work, at, value);
+    if (grid.near) {
+      value = near.total(grid, int(at.row) - work.row * Shape::kTileM, int(at.column) - work.column * kN);
+    } else {
+      const Vector<float, 4> low = *even, high = *odd;
+      FASTDL_UNROLL
+      for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
+    }
+    if (grid.splits > 1 && !grid.near) return store_partial(workspace, p, grid, work, at, value);
     finish<true, scalar_t>(p, at, load_seed(p.epilogue), value, operands);
     if (!has_partials) return;
     *even = {value[0], value[1], value[2], value[3]};
@@ -191,13 +244,14 @@ class WgmmaExit {
   }
 
   // The same of 2 bytes: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
-  // whose 16-byte chunks are permuted as by a 128-byte swizzle.
-  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
-    const uint32_t to = ptx::shared_address(piece) + uint32_t(lane % 16 * 128);
+  // whose 16-byte chunks are permuted by a 128-byte swizzle. TMA cuts what lies past the edges.
+  FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
     FASTDL_UNROLL
     for (int i = 0; i < kPieces; i += 2) {
       const uint32_t biases = load_biases(work.column * kN + column_of(i) + 2 * lane);
-      __syncwarp();  // the last rows were read
+      const uint32_t to = box + uint32_t(lane % 16 * 128);
+      if (lane == 0) ptx::bulk_wait_read<1>();  // of the two the one before last: this box
+      __syncwarp();
       FASTDL_UNROLL
       for (int j = 0; j < kColumns / 16; ++j) {
         uint32_t words[4];
@@ -211,8 +265,14 @@ class WgmmaExit {
         }
         ptx::stmatrix<4>(to + uint32_t(((2 * j + lane / 16) ^ (lane % 8)) << 4), words);
       }
+      ptx::fence_proxy_async();
       __syncwarp();
-      store_lines(work, i);
+      if (lane == 0) {
+        ptx::tma_store(output_map, box, work.column * kN + column_of(i), work.row * Shape::kTileM + row_of(i),
+                       work.batch);
+        ptx::bulk_commit();
+      }
+      box += other, other = -other;
     }
   }
 
@@ -237,23 +297,6 @@ class WgmmaExit {
   FASTDL_DEVICE uint32_t pack(float x, float y, const Pair& bias) const {
     const float alpha = float(p.epilogue.alpha);
     return word_of({convert<scalar_t>(x * alpha + bias[0]), convert<scalar_t>(y * alpha + bias[1])});
-  }
-
-  // Lines lane / 8 and every fourth below, this lane's 8 columns of them.
-  FASTDL_DEVICE void store_lines(const TileWork& work, int i) const {
-    const int row = work.row * Shape::kTileM + row_of(i) + lane / 8;
-    const int column = work.column * kN + column_of(i) + lane % 8 * kVector;
-    scalar_t* const to =
-        static_cast<scalar_t*>(p.output) + work.batch * p.output_batch + row * p.output_row + column;
-    const char* const from = reinterpret_cast<const char*>(piece) + lane / 8 * 128;
-    FASTDL_UNROLL
-    for (int v = 0; v < 4; ++v) {
-      const int chunk = lane % 8 ^ (lane / 8 + v % 2 * 4);
-      const auto value = *reinterpret_cast<const Vector<scalar_t, kVector>*>(from + v * 512 + chunk * 16);
-      if (unsigned(row + 4 * v) < unsigned(p.m) && unsigned(column) < unsigned(p.n)) {
-        store_vector(to + 4 * v * p.output_row, value);
-      }
-    }
   }
 
   // Sum and squared deviations of a piece's stored values: a lane takes two columns, of 8 rows from shared

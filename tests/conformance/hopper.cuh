@@ -124,6 +124,20 @@ __global__ void cluster_kernel(const __grid_constant__ ptx::TensorMap in, float*
   ptx::cluster_sync();
 }
 
+// Everybody's 16 bytes, added in the order of ranks.
+__global__ void gather_kernel(const float* in, float4* out) {
+  FASTDL_SHARED(mine, float4[32]);
+  mine[threadIdx.x] = reinterpret_cast<const float4*>(in)[blockIdx.x * blockDim.x + threadIdx.x];
+  ptx::cluster_sync();
+  float sum[4] = {0, 0, 0, 0}, part[4];
+  for (unsigned rank = 0; rank < ptx::cluster_size(); ++rank) {
+    ptx::load_cluster(part, ptx::map_address(ptx::shared_address(&mine[31 - threadIdx.x]), rank));
+    for (int i = 0; i < 4; ++i) sum[i] = sum[i] * 3 + part[i];
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = {sum[0], sum[1], sum[2], sum[3]};
+  ptx::cluster_sync();
+}
+
 __global__ void cluster_reduce_kernel(const float* in, float* out) {
   out[blockIdx.x * blockDim.x + threadIdx.x] =
       cluster_reduce(in[blockIdx.x * blockDim.x + threadIdx.x], Sum{}, 0.0f);
@@ -247,6 +261,11 @@ void hopper() {
   reduce.cluster = 2;
   accepted(launch(cluster_reduce_kernel, reduce, rows.device, reduced.device));
   reduced.print("cluster reduction");
+  Array<float> parts(4 * 32 * 4), gathered(4 * 32 * 4);
+  LaunchConfig gather{4, 32};
+  gather.cluster = 4;
+  accepted(launch(gather_kernel, gather, parts.device, reinterpret_cast<float4*>(gathered.device)));
+  gathered.print("16 bytes from a cluster's blocks");
 }
 
 }  // namespace fastdl::conformance

@@ -1,4 +1,4 @@
-// cp.async and mbarrier.
+// cp.async, mbarrier, vectors from other blocks of the cluster.
 #include <cstdio>
 #include "instructions.h"
 #include "machine.h"
@@ -47,6 +47,12 @@ void copy_async_wait(int groups) {
   if (groups >= 0) return;
   for (const CopyAsync& copy : copies.open) execute(copy);
   copies.open.clear();
+}
+
+void load_cluster(float* value, uint32_t address, Site site) {
+  const void* from = shared_pointer(address, 16, 16, site);
+  access(from, 16, false, site);
+  memcpy(value, from, 16);
 }
 
 // mbarrier ----------------------------------------------------------------------------------------

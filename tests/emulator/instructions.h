@@ -29,6 +29,8 @@ void mbarrier_expect(uint32_t address, uint32_t bytes, Site site);
 bool mbarrier_test(uint32_t address, uint32_t parity, Site site);
 void mbarrier_wait(uint32_t address, uint32_t parity, Site site);
 
+void load_cluster(float* value, uint32_t address, Site site);
+
 // tma.cpp
 const char* encode_tensor_map(TensorMap* map, int element_bytes, const void* base, int rank,
                               const uint64_t* size, const uint64_t* stride_bytes, const uint32_t* box,

@@ -166,6 +166,9 @@ template <class T>
 inline T* map_shared(T* pointer, unsigned rank, FASTDL_SITE) {
   return static_cast<T*>(const_cast<void*>(emulator::map_shared(pointer, rank, site)));
 }
+inline void load_cluster(float (&value)[4], uint32_t address, FASTDL_SITE) {
+  emulator::load_cluster(value, address, site);
+}
 
 inline void wgmma_fence(FASTDL_SITE) { emulator::wgmma_fence(site); }
 inline void wgmma_commit(FASTDL_SITE) { emulator::wgmma_commit(site); }

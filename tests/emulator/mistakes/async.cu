@@ -74,6 +74,33 @@ FASTDL_CASE(neighbour) {
   for (size_t i = 0; i < 256; ++i) expect_close(y[i], x[i] + x[(i + 64) % 256], 0, "y");
 }
 
+// Each block of a cluster adds what all of them have, 16 bytes at a time, in the order of their ranks.
+__global__ void gather_kernel(const float* x, float* y) {
+  FASTDL_SHARED(s, float[4 * 32]);
+  const int t = int(threadIdx.x);
+  for (int j = 0; j < 4; ++j) s[4 * t + j] = x[(blockIdx.x * blockDim.x + threadIdx.x) * 4 + unsigned(j)];
+  if (!mistake(96)) ptx::cluster_sync();
+  float sum[4] = {0, 0, 0, 0}, part[4];
+  for (unsigned rank = 0; rank < ptx::cluster_size(); ++rank) {
+    const uint32_t own = ptx::shared_address(&s[4 * t + (mistake(97) ? 1 : 0)]);
+    ptx::load_cluster(part, mistake(98) ? own : ptx::map_address(own, rank));
+    for (int j = 0; j < 4; ++j) sum[j] += part[j];
+  }
+  for (int j = 0; j < 4; ++j) y[(blockIdx.x * blockDim.x + threadIdx.x) * 4 + unsigned(j)] = sum[j];
+  if (!mistake(99)) ptx::cluster_sync();
+}
+FASTDL_CASE(gather) {
+  Buffer<float> x(512), y(512);
+  x.fill(value);
+  LaunchConfig config{4, 32};
+  config.cluster = 4;
+  accepted(launch(gather_kernel, config, x.data, y.data));
+  for (size_t i = 0; i < 512; ++i) {
+    const size_t j = i % 128;
+    expect_close(y[i], x[j] + x[j + 128] + x[j + 256] + x[j + 384], 0, "y");
+  }
+}
+
 // Two halves of a block hand data over by named barriers: one half only arrives, the other waits.
 __global__ void hand_over_kernel(const float* x, float* y) {
   FASTDL_SHARED(s, float[64]);
