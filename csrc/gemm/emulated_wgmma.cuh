@@ -9,8 +9,13 @@
 namespace fastdl::gemm {
 
 template <int tile_n>
-struct EmulatedWgmmaShape : WgmmaTile<float, 128, tile_n, kHalves> {
-  using Tile = WgmmaTile<float, 128, tile_n, kHalves>;
+struct EmulatedWgmmaTile : WgmmaTile<float, 128, tile_n, kHalves> {
+  static constexpr bool kMayBeNear = false;
+};
+
+template <int tile_n>
+struct EmulatedWgmmaShape : EmulatedWgmmaTile<tile_n> {
+  using Tile = EmulatedWgmmaTile<tile_n>;
   using Exit = WgmmaExit<Tile>;
   static constexpr int kStages = tile_n == 192 ? 3 : 4, kThreads = Tile::kConsumers + 128;
   static constexpr int kDepth = 32;  // of a stage: rows of 64 bytes

@@ -18,6 +18,7 @@ struct WgmmaTile {
   static constexpr int kTileM = tile_m, kTileN = tile_n, kConsumers = 256;
   static constexpr int kTeam = turns == kAlternate ? 128 : 256;  // threads that share a tile
   static constexpr int kBlocks = tile_m / 64 / (kTeam / 128);    // of 64 rows, of a warpgroup
+  static constexpr bool kMayBeNear = true;                       // whether a cluster's blocks may share its k
   // Sums of a's rows, while registers last; an exit of 4 bytes an element takes more of them.
   static constexpr bool kSumsRows =
       kBlocks == 1 && (turns == kHalves || (turns == kAlternate && sizeof(scalar) == 2));
@@ -67,16 +68,17 @@ class WgmmaExit {
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    if (grid.near) {
+    if (is_near()) {
       leave_sums(d);
       ptx::cluster_sync();
       if (p.a_sums && work.column == 0) near.store_row_sums(p, grid, work, Shape::kTeam);
     }
-    if (!leaves_plain(p, grid.splits)) return store_full(work, d);
+    const bool plain = leaves_plain(p, grid.splits) && (sizeof(scalar_t) == 2 || p.n % 2 == 0);
+    if (!plain) return store_full(work, d);
     if constexpr (sizeof(scalar_t) == 2) {
       store_plain(work, d);
     } else {
-      p.n % 2 == 0 ? store_pairs(work, d) : store_full(work, d);
+      store_pairs(work, d);
     }
   }
 
@@ -87,14 +89,14 @@ class WgmmaExit {
 
   // The first column of a times ones.
   FASTDL_DEVICE void store_row_sums(const TileWork& work, const float (&sums)[kBlocks][4]) {
-    if (grid.near) team_barrier();  // as in leave_sums
+    if (is_near()) team_barrier();  // as in leave_sums
     FASTDL_UNROLL
     for (int i = 0; i < kBlocks; ++i) {
       FASTDL_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int line = first_row + 64 * i + 8 * half + lane / 4;
         const int64_t row = int64_t(work.row) * Shape::kTileM + line;
-        if (grid.near) {
+        if (is_near()) {
           if (lane % 4 == 0) *near.row_sum(line) = sums[i][2 * half];
         } else if (lane % 4 == 0 && row < p.m) {
           store_row_sum<scalar_t>(workspace, p, grid, work, row,
@@ -117,6 +119,8 @@ class WgmmaExit {
   Pair* partial;  // [kSlabs][kN] of sum and m2
   Near near;
   bool has_partials;
+
+  FASTDL_DEVICE bool is_near() const { return Shape::kMayBeNear && grid.near; }
 
   FASTDL_DEVICE void team_barrier() const {
     if (kTeams == 1 || team == 0) {
@@ -144,10 +148,10 @@ class WgmmaExit {
     if (has_partials) team_barrier();  // the last tile's partials were read
     Ahead next{};
     load_ahead(work, 0, next);
-    const int vectors = grid.near ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
+    const int vectors = is_near() ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
 #pragma unroll 1
     for (int x = 0; x < vectors; ++x) {
-      if (x % 2 == 0 && !grid.near) {
+      if (x % 2 == 0 && !is_near()) {
         __syncwarp();  // the last piece was read
         write_piece(d, x / 2);
         __syncwarp();
@@ -185,9 +189,9 @@ class WgmmaExit {
   // team's x-th vectors of the share.
   FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
     const int mine = lane, i = x * Shape::kTeam + int(threadIdx.x) % Shape::kTeam;
-    if (grid.near && i >= Near::vectors(grid)) return {};
-    const int line = grid.near ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
-    const int c = grid.near ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
+    if (is_near() && i >= Near::vectors(grid)) return {};
+    const int line = is_near() ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
+    const int c = is_near() ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
     const uint32_t row = uint32_t(work.row * Shape::kTileM + line), column = uint32_t(work.column * kN + c);
     const uint32_t m = uint32_t(p.m), n = uint32_t(p.n);
     const uint32_t inside = row >= m || column >= n ? 0 : n - column < kVector ? n - column : kVector;
@@ -196,7 +200,7 @@ class WgmmaExit {
 
   FASTDL_DEVICE void load_ahead(const TileWork& work, int x, Ahead& operands) const {
     const Columns at = columns_of(work, x);
-    if ((grid.splits == 1 || grid.near) && at.inside > 0) operands.load(p, at);
+    if ((grid.splits == 1 || is_near()) && at.inside > 0) operands.load(p, at);
   }
 
   FASTDL_DEVICE void finish_vector(const TileWork& work, int x, const Ahead& operands) const {
@@ -206,14 +210,14 @@ class WgmmaExit {
     Vector<float, 4>* const even = reinterpret_cast<Vector<float, 4>*>(from);
     Vector<float, 4>* const odd = reinterpret_cast<Vector<float, 4>*>(from + kOdd);
     Vector<float, kVector> value;
-    if (grid.near) {
+    if (is_near()) {
       value = near.total(grid, int(at.row) - work.row * Shape::kTileM, int(at.column) - work.column * kN);
     } else {
       const Vector<float, 4> low = *even, high = *odd;
       FASTDL_UNROLL
       for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
     }
-    if (grid.splits > 1 && !grid.near) return store_partial(workspace, p, grid, work, at, value);
+    if (grid.splits > 1 && !is_near()) return store_partial(workspace, p, grid, work, at, value);
     finish<true, scalar_t>(p, at, load_seed(p.epilogue), value, operands);
     if (!has_partials) return;
     *even = {value[0], value[1], value[2], value[3]};
