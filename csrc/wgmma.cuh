@@ -248,7 +248,7 @@ FASTDL_DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumu
 // The same with A in registers, laid out as for mma_m16n8k16 (warp w of the group holds rows 16 w on).
 template <int kN, class scalar_t, Major kBMajor = Major::kK>
 FASTDL_DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate = true) {
-  static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256);
+  static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256 && sizeof(scalar_t) == 2);
 #define FASTDL_CASE(n, ...)                                \
   if constexpr (kN == n) {                                 \
     if constexpr (std::is_same_v<scalar_t, bfloat16>) {    \
