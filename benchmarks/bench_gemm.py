@@ -103,6 +103,14 @@ def test_few_rows(compare, m, n, k, weight, dtype):
     )
 
 
+# Of a layer (M, N, K): its three products as they lie, and what the operands are.
+FLOAT32_PRODUCTS = {
+    "forward": (lambda x, w: (x, w.mT), lambda m, n, k: ((m, k), (n, k))),
+    "input gradient": (lambda g, w: (g, w), lambda m, n, k: ((m, n), (n, k))),
+    "weight gradient": (lambda g, x: (g.mT, x), lambda m, n, k: ((m, n), (m, k))),
+}
+
+
 @pytest.mark.parametrize(
     "shape",
     cases(
@@ -110,35 +118,43 @@ def test_few_rows(compare, m, n, k, weight, dtype):
         cuda=[*((n, n, n) for n in (1024, 2048, 4096, 8192)), LAYERS["prime"], LAYERS["gpt2-mlp"]],
     ),
 )
-def test_float32_modes(compare, shape):
+@pytest.mark.parametrize("product", FLOAT32_PRODUCTS)
+@pytest.mark.parametrize("mode", ["highest", "high"])
+def test_float32_modes(compare, mode, product, shape):
     """Every way to multiply float32, with its error beside its time: rms of (c - exact) / (|a| |b|) on a part."""
     m, n, k = shape
+    lie, sizes = FLOAT32_PRODUCTS[product]
 
-    def in_mode(mode):
+    def in_mode(chosen):
         def run(a, b):
-            with fastdl.float32_matmul(mode):
-                return fastdl.matmul(a, b)
+            with fastdl.float32_matmul(chosen):
+                return fastdl.matmul(*lie(a, b))
 
         return run
 
+    def torchs(a, b):
+        previous = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(mode)
+        try:
+            return torch.matmul(*lie(a, b))
+        finally:
+            torch.set_float32_matmul_precision(previous)
+
     def error(operands, result):
-        a, b = operands[0][:256].double(), operands[1][:, :256].double()
+        a, b = lie(*operands)
+        a, b = a[:256].double(), b[:, :256].double()
         return float((((result[:256, :256].double() - a @ b) / (a.abs() @ b.abs())) ** 2).mean().sqrt())
 
-    runs = {
-        "fastdl": in_mode("emulated"),
-        "highest": in_mode("highest"),
-        "tf32": in_mode("high"),
-        "torch": torch.matmul,
-    }
+    ours = {"fastdl": "emulated", "as it is": "highest"} if mode == "highest" else {"fastdl": "high"}
     compare(
-        op="matmul float32 modes",
+        op=f"matmul float32 {mode}",
         shape=shape,
         dtype=torch.float32,
-        operands=lambda: [randn(m, k), randn(k, n)],
-        arms={name: call(run) for name, run in runs.items()},
+        operands=lambda: [randn(*size) for size in sizes(m, n, k)],
+        arms={**{name: call(in_mode(chosen)) for name, chosen in ours.items()}, "torch": call(torchs)},
         bytes=product_bytes(m, n, k, torch.float32),
         flops=2 * m * n * k,
+        layout=product,
         error=error,
     )
 

@@ -183,6 +183,12 @@ FASTDL_DEVICE void wgmma_wait() {
                                                       ", p, 1, 1, %" #h6                                \
                                                       ";\n}\n" : FASTDL_REGISTERS_##n : "r"(a[0]),      \
                 "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)), "n"(int(kBMajor)))
+// Both operands K-major: there are no bits to say otherwise.
+#define FASTDL_WGMMA_TF32(n, h0, h1, h2)                                                                 \
+  FASTDL_ASM90A("{\n.reg .pred p;\nsetp.ne.b32 p, %" #h2 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n    \
+                "k8.f32.tf32.tf32 {" FASTDL_NAMES_##n "}, %" #h0 ", %" #h1                               \
+                                                      ", p, 1, 1;\n}\n" : FASTDL_REGISTERS_##n : "l"(a), \
+                "l"(b), "r"(int(accumulate)))
 #define FASTDL_FOR_EACH_WIDTH(_)            \
   _(8, 4, 5, 6, 7, 8, 9, 10)                \
   _(16, 8, 9, 10, 11, 12, 13, 14)           \
@@ -220,16 +226,20 @@ FASTDL_DEVICE void wgmma_wait() {
 enum class Major { kK = 0, kMN = 1 };  // which index of an operand runs along rows of shared memory
 
 // D (64 x kN) = A (64 x 16) B (16 x kN) [+ D]: of a warpgroup, both operands in shared memory, by descriptor.
+// float: as tf32, of which 8 make the same 32 bytes of k; the low 13 bits are ignored.
 template <int kN, class scalar_t, Major kAMajor = Major::kK, Major kBMajor = Major::kK>
 FASTDL_DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate = true) {
   static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256);
-#define FASTDL_CASE(n, h0, h1, h2, h3, h4, ...)         \
-  if constexpr (kN == n) {                              \
-    if constexpr (std::is_same_v<scalar_t, bfloat16>) { \
-      FASTDL_WGMMA(n, "bf16.bf16", h0, h1, h2, h3, h4); \
-    } else {                                            \
-      FASTDL_WGMMA(n, "f16.f16", h0, h1, h2, h3, h4);   \
-    }                                                   \
+  static_assert(sizeof(scalar_t) == 2 || (kAMajor == Major::kK && kBMajor == Major::kK));
+#define FASTDL_CASE(n, h0, h1, h2, h3, h4, ...)             \
+  if constexpr (kN == n) {                                  \
+    if constexpr (std::is_same_v<scalar_t, bfloat16>) {     \
+      FASTDL_WGMMA(n, "bf16.bf16", h0, h1, h2, h3, h4);     \
+    } else if constexpr (std::is_same_v<scalar_t, float>) { \
+      FASTDL_WGMMA_TF32(n, h0, h1, h2);                     \
+    } else {                                                \
+      FASTDL_WGMMA(n, "f16.f16", h0, h1, h2, h3, h4);       \
+    }                                                       \
   }
   FASTDL_FOR_EACH_WIDTH(FASTDL_CASE)
 #undef FASTDL_CASE
@@ -238,7 +248,7 @@ FASTDL_DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumu
 // The same with A in registers, laid out as for mma_m16n8k16 (warp w of the group holds rows 16 w on).
 template <int kN, class scalar_t, Major kBMajor = Major::kK>
 FASTDL_DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate = true) {
-  static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256);
+  static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256 && sizeof(scalar_t) == 2);
 #define FASTDL_CASE(n, ...)                                \
   if constexpr (kN == n) {                                 \
     if constexpr (std::is_same_v<scalar_t, bfloat16>) {    \

@@ -39,14 +39,14 @@ def batch_norm_plans(gpu: dict[str, Any], layout: str) -> dict[str, str]:
     }
 
 
-def product_plans(gpu: dict[str, Any], dtype: str) -> dict[str, str]:
-    """Return which kernels would make matrix products of this dtype, and in which tiles, by name."""
+def product_plans(gpu: dict[str, Any], dtype: str, precision: int = 0) -> dict[str, str]:
+    """Return which kernels would make matrix products of this dtype (and float32's precision), and in which tiles."""
     from fastdl import _C
 
     device = (gpu["multiprocessors"], round(10 * float(gpu["compute_capability"])), gpu["shared_bytes"])
 
     def plan(m: int, n: int, k: int, layouts: str) -> str:
-        p = _C.gemm_plan(1, m, n, k, dtype, layouts, 0, False, *device)
+        p = _C.gemm_plan(1, m, n, k, dtype, layouts, precision, False, *device)
         parts = f", k in {p['splits']} parts" if p["splits"] > 1 else ""
         parts += " of a cluster" if p["near"] else ""
         parts += f", behind a pass over {' and '.join(p['repacks'])}" if p["repacks"] else ""
@@ -59,4 +59,9 @@ def plans(gpu: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Return all plans for a GPU as `fastdl.info.report` describes it, by subject."""
     images = {f"Batch norm of {layout} bfloat16 images": batch_norm_plans(gpu, layout)
               for layout in ("contiguous", "channels_last")}  # fmt: skip
-    return {**images, **{f"Products of {dtype}": product_plans(gpu, dtype) for dtype in ("bfloat16", "float32")}}
+    products = {
+        "Products of bfloat16": product_plans(gpu, "bfloat16"),
+        "Products of float32": product_plans(gpu, "float32"),
+        'Products of float32, "high" (tf32)': product_plans(gpu, "float32", 1),
+    }
+    return {**images, **products}

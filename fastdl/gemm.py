@@ -50,9 +50,9 @@ def float32_matmul(mode: str) -> Iterator[None]:
 
     Without a scope "highest", or torch.set_float32_matmul_precision where that allows more ("high" and "medium": tf32).
     Infinities and NaN come out as with "highest": sums that are not finite are taken again as float32, slowly. Below
-    2^-110 an operand keeps an absolute error under 2^-134. Products of up to four rows or columns, other dtypes, CPU
-    tensors (torch's kernels, true float32) and batch norm's fused statistics are not affected. The setting is the
-    process's, as torch's is. Raises ValueError for another mode.
+    2^-110 an operand keeps an absolute error under 2^-134. Products of up to four rows or columns, other dtypes and CPU
+    tensors (torch's kernels, true float32) are not affected. The setting is the process's, as torch's is. Raises
+    ValueError for another mode.
 
     Source: Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
     Computations" (2019); promotion: Ootomo and Yokota (2022).

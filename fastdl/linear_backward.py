@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastdl import _library, tune
 from fastdl.activation import CODES, activation_backward
-from fastdl.gemm import EMULATED, product
+from fastdl.gemm import product
 from fastdl.philox import keep_mask
 
 NAMES = {code: name for name, code in CODES.items()}
@@ -79,11 +79,6 @@ GRAD_INPUT = _library.define(
 )
 
 
-def sums_apart(grad: Tensor, precision: int) -> bool:
-    """Return whether sums are better taken by a pass of their own: products that also sum are true float32."""
-    return grad.dtype == torch.float32 and precision >= EMULATED
-
-
 def gradients(
     grad: Tensor,
     input: Tensor,
@@ -103,7 +98,7 @@ def gradients(
     if needs_input:
         grad_input = product(grad, weight, precision)
     recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    kernels = (grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload) and not sums_apart(grad, precision)
+    kernels = grad.is_cuda or GRAD_WEIGHT.run is not GRAD_WEIGHT.overload
     if needs_weight and needs_bias and kernels and not recorded and input.size(1) > 0:
         if tune.is_on():
             tune.meet(grad.mT, input, precision, lambda: GRAD_WEIGHT(grad, input, precision), tune.ROW_SUMS)

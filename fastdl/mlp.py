@@ -14,7 +14,7 @@ from fastdl.activation import CODES, check_activation
 from fastdl.dropout import check_probability
 from fastdl.gemm import autocast, float32_precision, has_kernel, product
 from fastdl.linear import FORWARD, SIGNED, Linear, fits, forward, has_hooks, linear, linear_reference
-from fastdl.linear_backward import BACKWARD, GRAD_INPUT, gradients, rows, sums_apart
+from fastdl.linear_backward import BACKWARD, GRAD_INPUT, gradients, rows
 from fastdl.philox import new_seed
 
 
@@ -51,11 +51,9 @@ class _Mlp(torch.autograd.Function):
         grad_input = grad_weight1 = grad_bias1 = None
         if any(need[:3]):
             kept = None if ctx.activation is None else rows(saved)
-            apart = sums_apart(grad, ctx.precision)
             grad, grad_bias1 = _grad_input(
-                rows(grad), weight2, kept, seed1, ctx.activation, ctx.p, need[2] and not apart, ctx.precision
+                rows(grad), weight2, kept, seed1, ctx.activation, ctx.p, need[2], ctx.precision
             )
-            grad_bias1 = grad.sum(0) if need[2] and apart else grad_bias1
             grad_weight1 = product(grad.mT, rows(input), ctx.precision) if need[1] else None
             grad_input = product(grad, weight1, ctx.precision).view(input.shape) if need[0] else None
         return (grad_input, grad_weight1, grad_bias1 if need[2] else None, grad_weight2,

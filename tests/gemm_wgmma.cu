@@ -30,7 +30,8 @@ struct Case {
   int64_t m, n, k, batch;
   bool a_deep, b_deep;
   int splits;
-  bool odd = false, full = false, backward = false, columns = false, row_sums = false, near = false;
+  bool odd = false, full = false, backward = false, columns = false, row_sums = false, near = false,
+       biased = false;
 };
 
 void require(bool holds, const Case& c, const char* what, int64_t where) {
@@ -123,13 +124,14 @@ void run(const Case& c) {
 
   Problem p{};
   p.m = c.m, p.n = c.n, p.k = c.k, p.batch = c.batch;
-  p.dtype = std::is_same_v<T, half> ? kFloat16 : kBfloat16;
+  p.dtype = std::is_same_v<T, half> ? kFloat16 : std::is_same_v<T, float> ? kFloat32 : kBfloat16;
+  p.precision = kHigh;
   p.a = {a.begin, c.a_deep ? a.pitch : 1, c.a_deep ? 1 : a.pitch, a.rows * a.pitch};
   p.b = {b.begin, c.b_deep ? 1 : b.pitch, c.b_deep ? b.pitch : 1, b.rows * b.pitch};
   p.output = output.begin, p.output_row = output.pitch, p.output_batch = output.rows * output.pitch;
   if (c.row_sums) p.a_sums = row_sums.begin;
   Epilogue& e = p.epilogue;
-  if (c.full || c.columns) e.bias = bias.begin;
+  if (c.full || c.columns || c.biased) e.bias = bias.begin;
   if (c.full) {
     e.activation = 1, e.preactivation = before.begin;
     e.residual = residual.begin, e.residual_row = residual.pitch,
@@ -139,11 +141,14 @@ void run(const Case& c) {
   if (c.backward) e.activation = 1, e.saved = saved.begin;
   if (c.columns) e.column_sums = sums.data(), e.mean = mean.data(), e.m2 = m2.data();
   align(p);
-  Plan plan{kWgmma, c.tile.m, c.tile.n, kWgmmaDepth, c.splits, 0};
+  Plan plan{kWgmma, c.tile.m, c.tile.n, wgmma_depth(p.dtype), c.splits, 0};
   plan.turns = c.tile.turns, plan.cluster = c.near ? 1 : c.tile.cluster, plan.near = c.near;
-  plan.workspace_bytes = split_workspace_bytes(p, plan.parts_in_memory());
-  std::vector<float> workspace(size_t(plan.workspace_bytes / 4 + 1), std::nanf(""));
-  const char* error = launch_product(p, plan, workspace.data(), nullptr);
+  plan.repacks_a = !wgmma_reads_a(p), plan.repacks_b = !wgmma_reads_b(p);
+  plan.workspace_bytes = aligned_split_bytes(p, plan.parts_in_memory());
+  if (plan.repacks_a) plan.workspace_bytes += packed_a(p).bytes;
+  if (plan.repacks_b) plan.workspace_bytes += packed_b(p).bytes;
+  Block<float> workspace(1, 1, plan.workspace_bytes / 4, 0, 0);
+  const char* error = launch_product(p, plan, workspace.begin, nullptr);
   require(!error, c, error ? error : "", 0);
 
   for (int64_t x = 0; x < c.batch; ++x) {
@@ -177,8 +182,9 @@ void run(const Case& c) {
   }
 }
 
+template <class T>
 bool sums_rows(const Tile& t) {
-  return (t.turns == kHalves && t.m == 128) || (t.turns == kAlternate && t.m == 64);
+  return t.turns == kHalves ? t.m == 128 : t.turns == kAlternate && t.m == 64 && sizeof(T) == 2;
 }
 
 // Parts of k that the blocks of a cluster add.
@@ -193,9 +199,9 @@ void run_near(const Tile& t) {
   run<T>(c);
   c.what = "near backward", c.splits = 2, c.full = c.odd = false, c.backward = true;
   run<T>(c);
-  c.backward = false, c.row_sums = sums_rows(t);
+  c.backward = false, c.row_sums = sums_rows<T>(t);
   for (int parts : {2, 4, 8}) {
-    c.what = "near layouts", c.m = 2 * t.m - 8, c.n = 40, c.splits = parts, c.k = 64 * parts;
+    c.what = "near layouts", c.m = 2 * t.m - 8, c.n = 40, c.splits = parts, c.k = kWgmmaDepth * parts;
     c.a_deep = t.turns == kTokens, c.b_deep = false;
     run<T>(c);
   }
@@ -211,11 +217,12 @@ void run_tile(const Tile& t) {
     if (tokens && !a_deep) continue;
     run<T>({"layouts", t, m, n, 200, 1, a_deep, b_deep, 1});
     if (!tokens && layout == 0)
-      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows(t)});
+      run<T>({"row sums", t, m, n, 136, 1, a_deep, b_deep, 1, false, false, false, false, sums_rows<T>(t)});
   }
   run<T>({"batches", t, t.m + 8, 40, 72, 3, true, false, 1});
   run<T>({"parts of k", t, m, n, 520, 1, true, true, 2});
   run<T>({"deep", t, 24, 40, 1032, 1, true, true, 1});
+  run<T>({"bias", t, m, n, 64, 1, true, true, 1, false, false, false, false, false, false, true});
   run<T>({"ragged columns of aligned rows", t, m, 2 * t.n - 43, 72, 2, true, true, 1});
   run<T>({"odd", t, t.m - 3, t.n + 5, 64, 1, true, true, 1, true});
   run<T>({"epilogue", t, m, n, 64, 2, true, true, 1, false, true});
@@ -226,7 +233,7 @@ void run_tile(const Tile& t) {
   if (tokens) return;
   run<T>({"columns", t, m, n, 64, 1, true, true, 1, false, false, false, true});
   run<T>({"columns of all", t, 3 * t.m + 1, 2 * t.n, 64, 1, true, true, 1, true, true, false, true});
-  if (sums_rows(t)) {
+  if (sums_rows<T>(t)) {
     run<T>({"row sums", t, m, n, 200, 1, false, false, 1, false, false, false, true, true});
     run<T>({"row sums in parts", t, m, 40, 640, 1, false, false, 2, false, false, false, false, true});
   }
@@ -244,6 +251,10 @@ int main(int argc, char** argv) {
   const int only = argc > 1 ? atoi(argv[1]) : -1;
   for (int i = 0; i < int(std::size(tiles)); ++i) {
     if (only >= 0 && i != only) continue;
+    if (argc > 2 && std::string(argv[2]) == "tf32") {
+      run_tile<float>(tiles[i]);
+      continue;
+    }
     run_tile<bfloat16>(tiles[i]);
     if (i % 2 == 0) run_tile<half>(tiles[i]);
   }

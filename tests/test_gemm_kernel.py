@@ -81,15 +81,16 @@ def test_alignments_are_exact(library, alignment, layouts):
         assert torch.equal(torch.ops.fastdl_emulated.gemm(*views), (a.double() @ b.double()).to(dtype))
 
 
+@pytest.mark.parametrize("kind", ["16 bits", "tf32"])
 @pytest.mark.parametrize("tile", range(15))
-def test_hopper_tiles(tile):
+def test_hopper_tiles(tile, kind):
     """Every tile and turn of wgmma by explicit plans: layouts, edges, epilogues, partials, sums of a's rows."""
     build = pytest.importorskip("emulator.build")
     flavour = os.environ.get("FASTDL_FLAVOUR", "plain")
     sources = [build.ROOT / "tests" / "gemm_wgmma.cu", *sorted(build.ROOT.glob("csrc/gemm/api*.cu"))]
     program = build.build_program(flavour, "gemm_wgmma", sources)
     env = {"FASTDL_COMPLETION": "lazy", **os.environ}  # a box that is filled too early shows
-    command = [program, str(tile)]
+    command = [program, str(tile), kind]
     result = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=900)
     assert result.stdout == "wgmma: ok\n", result.stdout + result.stderr
 

@@ -60,7 +60,6 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         assert dtype == "float32"
         assert precision in (EMULATED, ALWAYS_EMULATED)
         assert device[1] >= 80
-        assert not partials
         assert (found["family"] == "emulated wgmma") == (device == H200)
         terms = 3 * 2 * batch * -(-k // 64) * 64  # three of 2 bytes; k in whole steps
         parts = sum(-(-bytes // 256) * 256 for bytes in (parts, terms * m, terms * n))
@@ -70,7 +69,8 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
     assert splits == 1 or k // splits >= found["tile"][2]
     if found["family"] == "wgmma":
         assert device == H200
-        assert dtype in ("float16", "bfloat16")
+        tf32 = dtype == "float32" and precision == HIGH
+        assert tf32 or dtype in ("float16", "bfloat16")
         assert found["cluster"] in (1, 2)
         assert found["cluster"] == 1 or m > found["tile"][0]  # blocks of a pair take different rows
         assert found["turns"] in ("halves", "alternate", "tokens")
@@ -81,10 +81,11 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
             assert tiles * splits <= 2 * device[0]
         if found["turns"] == "tokens":
             assert m <= 64
-            assert layouts[0] in "ns"  # k adjacent, or will be
+            assert tf32 or layouts[0] in "ns"  # k adjacent, or will be
             assert not partials
         adjacent = {"n": (k, n), "t": (m, k)}  # rows of a and b in memory are whole vectors of 16 bytes, or padded
-        odd = [layout == "s" or adjacent[layout][i] % 8 != 0 for i, layout in enumerate(layouts)]
+        vector, turned = (4, "tn") if tf32 else (8, "ss")  # of tf32 k has to be adjacent
+        odd = [layout in ("s", turned[i]) or adjacent[layout][i] % vector != 0 for i, layout in enumerate(layouts)]
         assert found["repacks"] == "".join(name for name, is_odd in zip("ab", odd) if is_odd)
     else:
         assert found["repacks"] == ""
@@ -102,6 +103,9 @@ def test_plans_are_possible(batch, m, n, k, partials, dtype, layouts, precision,
         ((8192, 8192, 8192), {}, "mma", 128, 1),
         ((8192, 8192, 8192, "float32"), {}, "simt", 128, 1),
         ((8192, 8192, 8192, "float32"), {"precision": HIGH}, "mma", 128, 1),
+        ((8192, 8192, 8192, "float32"), {"precision": HIGH, "device": H200, "layouts": "nt"}, "wgmma", 128, 1),
+        ((8192, 8192, 8191, "float32"), {"precision": HIGH, "device": H200, "layouts": "tn"}, "wgmma", 128, 1),
+        ((8192, 8192, 32, "float32"), {"precision": HIGH, "device": H200, "layouts": "tn"}, "mma", 128, 1),
         ((8192, 8192, 8192), {"layouts": "sn"}, "simt", 64, 1),
         ((8192, 8192, 8192), {"device": T4}, "simt", 64, 1),
         ((64, 64, 100_000), {}, "mma", 64, 64),  # a weight gradient: few tiles, deep k
@@ -173,14 +177,15 @@ def test_hopper_choices(sizes, partials, tile, turns, cluster, splits, near):
     [
         ((8192, 8192, 8192), {"device": H200}, "emulated wgmma", 192, 1),
         ((8192, 8192, 8191), {"device": H200, "layouts": "ss"}, "emulated wgmma", 192, 1),
-        ((2048, 2048, 2048), {"device": H200}, "emulated wgmma", 192, 2),
-        ((1024, 1024, 65536), {"device": H200, "layouts": "tn"}, "emulated wgmma", 192, 8),
+        ((2048, 2048, 2048), {"device": H200}, "emulated wgmma", 128, 1),  # two whole waves
+        ((1024, 1024, 65536), {"device": H200, "layouts": "tn"}, "emulated wgmma", 128, 2),
         ((8192, 8192, 8192), {"device": A100}, "emulated mma", 128, 1),
         ((256, 256, 256), {"device": H200}, "simt", 64, 4),  # the pass over the operands costs more than it saves
         ((8192, 8192, 16), {"device": H200}, "simt", 128, 1),
         ((8192, 8192, 8192), {"device": T4}, "simt", 128, 1),
         ((8192, 8192, 8192), {"device": (128, 89, 99 << 10)}, "simt", 128, 1),  # tensor cores 2 to 4 times as fast
-        ((8192, 8192, 8192), {"device": H200, "partials": True}, "simt", 128, 1),
+        ((8192, 8192, 8192), {"device": H200, "partials": True}, "emulated wgmma", 192, 1),
+        ((1024, 1024, 65536), {"device": H200, "partials": True}, "simt", 64, 1),  # few tiles, and not in parts
         ((4, 8192, 8192), {"device": H200}, "gemv", 32, 1),
     ],
 )

@@ -8,11 +8,13 @@ from test_gemm_kernel import integers, laid_out
 WGMMA = 2  # Family in csrc/gemm/plan_types.h
 
 
-def on_hopper(library, a, b):
+def on_hopper(library, a, b, precision=0, turns=None):
     """A device with wgmma, which is chosen even where the sizes of a test do not pay for a pass."""
     library.fastdl_emulator_device(16, 227 << 10, 90)
-    ways = torch.ops.fastdl_emulated.gemm_candidates(a, b, 0).tolist()
-    torch.ops.fastdl_emulated.gemm_choose(a, b, 0, next(way for way in ways if way[0] == WGMMA))
+    ways = torch.ops.fastdl_emulated.gemm_candidates(a, b, precision).tolist()
+    torch.ops.fastdl_emulated.gemm_choose(
+        a, b, precision, next(way for way in ways if way[0] == WGMMA and turns in (None, way[4]))
+    )
     library.fastdl_emulator_reset_counters()
 
 

@@ -23,8 +23,8 @@ def test_report_fits_json_and_names_this_machine():
         plans = subjects.pop(f"Batch norm of {layout} bfloat16 images")
         assert all(plan.startswith("forward ") and "; backward " in plan for plan in plans.values())
         assert len(plans) >= 6
-    for dtype in ("bfloat16", "float32"):
-        plans = subjects.pop(f"Products of {dtype}")
+    for kind in ("bfloat16", "float32", 'float32, "high" (tf32)'):
+        plans = subjects.pop(f"Products of {kind}")
         assert all(", tiles of " in plan for plan in plans.values())
         assert len(plans) >= 6
     assert subjects == {}

@@ -37,11 +37,32 @@ struct BackwardCut {
   }
 };
 
-// An operand to `to`, in lines that TMA can read.
-const char* launch_repack(Matrix& x, void* to, int64_t rows, int64_t columns, int64_t batch, Dtype dtype,
+// float32, from where the lines themselves are adjacent.
+const char* launch_transpose(const Matrix& x, const Packed& packed, void* to, int64_t batch, void* stream) {
+  TransposeArguments a{};
+  a.from = static_cast<const float*>(x.data), a.to = static_cast<Vector<float, 4>*>(to);
+  a.from_batch = x.batch, a.to_batch = packed.matrix.batch / 4;
+  a.from_inner = packed.down ? x.row : x.column;
+  a.to_line = (packed.down ? packed.matrix.column : packed.matrix.row) / 4;
+  a.lines = packed.lines, a.inner = packed.inner;
+  a.across = Divisor(ceil_div(a.inner, kTransposeTile)), a.down = Divisor(ceil_div(a.lines, kTransposeTile));
+  a.aligned = is_aligned(a.from) && (a.from_inner | (batch > 1 ? a.from_batch : 0)) % 4 == 0;
+  const int64_t blocks = a.across.value * a.down.value * batch;
+  if (blocks > kMaxGrid) return "more than 2^31 - 1 blocks; split the batch";
+  LaunchConfig config{dim3(unsigned(blocks)), dim3(kTransposeThreads)};
+  config.stream = stream;
+  return launch(transpose_kernel, config, a);
+}
+
+// An operand to `to`, in lines that wgmma's maps can read.
+const char* launch_repack(Matrix& from, const Packed& packed, void* to, int64_t batch, Dtype dtype,
                           void* stream) {
-  const Packed packed(x, rows, columns, batch, dtype);
+  const Matrix x = from;
+  from = packed.matrix, from.data = to;
   if (x.batch == 0) batch = 1;
+  if (dtype == kFloat32 && (packed.down ? x.column : x.row) == 1) {
+    return launch_transpose(x, packed, to, batch, stream);
+  }
   RepackArguments a{};
   a.from = x.data, a.to = to;
   a.from_batch = x.batch, a.to_batch = packed.matrix.batch;
@@ -50,7 +71,6 @@ const char* launch_repack(Matrix& x, void* to, int64_t rows, int64_t columns, in
   a.inner = packed.inner, a.lines = Divisor(packed.lines);
   a.runs_of_line = Divisor(ceil_div(packed.inner, kRepackRun));
   a.runs = a.runs_of_line.value * packed.lines * batch;
-  x = packed.matrix, x.data = to;
   const int64_t blocks = ceil_div(a.runs, kRepackThreads / 32);
   if (blocks > kMaxGrid) return "more than 2^31 - 1 blocks; split the batch";
   LaunchConfig config{dim3(unsigned(blocks)), dim3(kRepackThreads)};
@@ -63,11 +83,11 @@ const char* launch_repack(Matrix& x, void* to, int64_t rows, int64_t columns, in
 const char* repack_operands(Problem& p, const Plan& plan, void* workspace, void* stream) {
   char* next = static_cast<char*>(workspace) + aligned_split_bytes(p, plan.parts_in_memory());
   if (plan.repacks_a) {
-    const int64_t bytes = Packed(p.a, p.m, p.k, p.batch, p.dtype).bytes;
-    if (const char* error = launch_repack(p.a, next, p.m, p.k, p.batch, p.dtype, stream)) return error;
-    next += bytes;
+    const Packed packed = packed_a(p);
+    if (const char* error = launch_repack(p.a, packed, next, p.batch, p.dtype, stream)) return error;
+    next += packed.bytes;
   }
-  return plan.repacks_b ? launch_repack(p.b, next, p.k, p.n, p.batch, p.dtype, stream) : nullptr;
+  return plan.repacks_b ? launch_repack(p.b, packed_b(p), next, p.batch, p.dtype, stream) : nullptr;
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ const char* launch_shape(const Problem& p, const Plan& plan, const EmulatedWorks
 const char* launch_emulated_wgmma(const Problem& p, const Plan& plan, const EmulatedWorkspace& at,
                                   unsigned char* workspace, void* stream) {
   return plan.tile_n == 192 ? launch_shape<EmulatedWgmmaShape<192>>(p, plan, at, workspace, stream)
-                            : launch_shape<EmulatedWgmmaShape<96>>(p, plan, at, workspace, stream);
+                            : launch_shape<EmulatedWgmmaShape<128>>(p, plan, at, workspace, stream);
 }
 
 }  // namespace fastdl::gemm

@@ -28,18 +28,26 @@ struct TermPlanes {
   FASTDL_HOST_DEVICE int64_t bytes() const { return batches * kTerms * plane() * 2; }
 };
 
+// The terms' pass adds up every row of a by so many columns, for a launch that adds those sums.
+constexpr int kRowSumDepth = 16;
+
 struct EmulatedWorkspace {
   TermPlanes a, b;
-  int64_t a_offset, b_offset, bytes;  // parts of a split k come first
+  int64_t a_offset, b_offset, row_sums_offset, bytes;  // parts of a split k come first
+  int64_t row_sums;                                    // of every row of a
 };
 
 inline EmulatedWorkspace emulated_workspace(const Problem& p, int64_t split_bytes) {
   const auto aligned = [](int64_t bytes) { return ceil_div(bytes, 256) * 256; };
   const int64_t depth = ceil_div(p.k, kEmulatedDepth) * kEmulatedDepth;
   const auto batches = [&](const Matrix& x) { return x.batch == 0 ? int64_t(1) : p.batch; };
-  EmulatedWorkspace w{{batches(p.a), p.m, depth}, {batches(p.b), p.n, depth}, aligned(split_bytes), 0, 0};
+  EmulatedWorkspace w{};
+  w.a = {batches(p.a), p.m, depth}, w.b = {batches(p.b), p.n, depth};
+  w.a_offset = aligned(split_bytes);
   w.b_offset = w.a_offset + aligned(w.a.bytes());
-  w.bytes = w.b_offset + aligned(w.b.bytes());
+  w.row_sums_offset = w.b_offset + aligned(w.b.bytes());
+  w.row_sums = p.a_sums ? depth / kRowSumDepth : 0;
+  w.bytes = w.row_sums_offset + aligned(w.row_sums * p.m * 4);
   return w;
 }
 

@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(EmulatedMmaShape::kThreads, 1)
   using A = Shape::A;
   using B = Shape::B;
   constexpr int kRows = Shape::kWarpM / 16, kColumns = Shape::kWarpN / 8;
+  static_assert(2 * kColumns == RowFragment::kCount);
   constexpr int kStages = Shape::kStages, kHalves = kEmulatedDepth / Shape::kDepth;
   FASTDL_DYNAMIC_SHARED(memory);
   FASTDL_SHARED(work, TileWork);
@@ -122,25 +123,32 @@ __global__ void __launch_bounds__(EmulatedMmaShape::kThreads, 1)
   __syncthreads();
 
   float* const tile = reinterpret_cast<float*>(memory);
+  const int64_t row0 = int64_t(work.row) * Shape::kTileM, column0 = int64_t(work.column) * Shape::kTileN;
   FASTDL_UNROLL
   for (int i = 0; i < kRows; ++i) {
     FASTDL_UNROLL
     for (int half_tile = 0; half_tile < 2; ++half_tile) {
-      float* const line =
-          tile + (row + 16 * i + 8 * half_tile + lane / 4) * Shape::kPitch + column + lane % 4 * 2;
+      const int r = row + 16 * i + 8 * half_tile + lane / 4, first = column + lane % 4 * 2;
+      float value[RowFragment::kCount];
+      FASTDL_UNROLL
+      for (int c = 0; c < RowFragment::kCount; ++c) value[c] = sum[i][c / 2][2 * half_tile + c % 2];
+      repair(p, work, {row0 + r, column0 + first}, value);
       FASTDL_UNROLL
       for (int j = 0; j < kColumns; ++j) {
-        *reinterpret_cast<Vector<float, 2>*>(line + 8 * j) = {sum[i][j][2 * half_tile],
-                                                              sum[i][j][2 * half_tile + 1]};
+        *reinterpret_cast<Vector<float, 2>*>(tile + r * Shape::kPitch + first + 8 * j) = {value[2 * j],
+                                                                                          value[2 * j + 1]};
       }
     }
   }
   __syncthreads();
+  const bool partials = p.epilogue.column_sums || p.epilogue.mean;
   const auto row_of = [](int line) { return line; };
-  repair_lines<Shape::kThreads, Shape::kTileM, Shape::kTileN, Shape::kPitch>(p, work, tile, Shape::kTileM,
-                                                                             row_of);
   finish_lines<float, Shape::kThreads, Shape::kTileM, Shape::kTileN, Shape::kPitch>(
-      p, grid, work, workspace, tile, Shape::kTileM, false, row_of);
+      p, grid, work, workspace, tile, Shape::kTileM, partials, row_of);
+  if (partials) {
+    write_column_partials<Shape::kTileN, Shape::kThreads>(p, tile, Shape::kPitch, work, Shape::kTileM,
+                                                          row_of);
+  }
 }
 
 }  // namespace fastdl::gemm

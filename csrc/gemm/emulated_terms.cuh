@@ -30,6 +30,7 @@ struct TermsOperand {
   TermPlanes planes;
   int64_t k;
   bfloat16* to;
+  float* row_sums;  // (depth / kRowSumDepth, lines) of one matrix; null: absent
 
   FASTDL_HOST_DEVICE int64_t blocks() const {
     return planes.batches * ((planes.lines + kTermsTile - 1) / kTermsTile) * (planes.depth / kTermsTile);
@@ -60,6 +61,13 @@ __global__ void __launch_bounds__(kTermsThreads, 3)
   }
   __syncthreads();
   constexpr int kEach = kVectorSize<bfloat16>, kAcross = kTermsTile / kEach;
+  if (x.row_sums && inner < lines) {  // lanes take lines, in different banks
+    static_assert(kTermsThreads / kTermsTile * kRowSumDepth == kTermsTile);
+    float sum = 0;
+    FASTDL_UNROLL
+    for (int i = 0; i < kRowSumDepth; ++i) sum += tile[inner][outer * kRowSumDepth + i];
+    store(x.row_sums + (k0 / kRowSumDepth + outer) * x.planes.lines + line0 + inner, sum);
+  }
   FASTDL_UNROLL
   for (int i = int(threadIdx.x); i < kTermsTile * kAcross; i += kTermsThreads) {
     const int line = i / kAcross, k = i % kAcross * kEach;
@@ -71,9 +79,12 @@ __global__ void __launch_bounds__(kTermsThreads, 3)
       for (int t = 0; t < kTerms; ++t) value[t][j] = terms.term[t];
     }
     if (line >= lines) continue;
-    bfloat16* to = x.to + batch * kTerms * x.planes.plane() + (line0 + line) * x.planes.depth + k0 + k;
+    // Counted in vectors: nvcc 13.0 takes stores apart whose address it sees as one of elements.
+    const int64_t plane = x.planes.plane() / kEach;
+    auto* const to = reinterpret_cast<Vector<bfloat16, kEach>*>(x.to) + batch * kTerms * plane +
+                     (line0 + line) * (x.planes.depth / kEach) + (k0 + k) / kEach;
     FASTDL_UNROLL
-    for (int t = 0; t < kTerms; ++t) store_vector(to + t * x.planes.plane(), value[t]);
+    for (int t = 0; t < kTerms; ++t) store(to + t * plane, value[t]);
   }
 }
 

@@ -1,29 +1,52 @@
 // float32 products of bfloat16 terms on Hopper's tensor cores: as wgmma.cuh, with three terms of each operand
-// in a stage, and sums that move from the tensor cores' registers to others every stage.
+// in a stage, and sums that move from the tensor cores' registers to others every stage. They leave as there.
 #pragma once
 #include "gemm/emulated.h"
 #include "gemm/emulated_repair.cuh"
-#include "gemm/finish.cuh"
+#include "gemm/wgmma_exit.cuh"
 #include "gemm/wgmma_ring.cuh"
 
 namespace fastdl::gemm {
 
 template <int tile_n>
-struct EmulatedWgmmaShape {
-  static constexpr int kTileM = 128, kTileN = tile_n, kStages = tile_n == 192 ? 3 : 4;
+struct EmulatedWgmmaTile : WgmmaTile<float, 128, tile_n, kHalves> {
+  static constexpr bool kMayBeNear = false;
+};
+
+template <int tile_n>
+struct EmulatedWgmmaShape : EmulatedWgmmaTile<tile_n> {
+  using Tile = EmulatedWgmmaTile<tile_n>;
+  using Exit = WgmmaExit<Tile>;
+  static constexpr int kStages = tile_n == 192 ? 3 : 4, kThreads = Tile::kConsumers + 128;
   static constexpr int kDepth = 32;  // of a stage: rows of 64 bytes
-  static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
-  static constexpr int kABytes = kTileM * kDepth * 2, kBBytes = tile_n * kDepth * 2;  // of one term
+  static constexpr int kABytes = Tile::kTileM * kDepth * 2, kBBytes = tile_n * kDepth * 2;  // of one term
   static constexpr int kStageBytes = kTerms * (kABytes + kBBytes);
-  static constexpr int kLines = 32, kPitch = tile_n + 8;  // of sums on their way out
-  static constexpr int kSumBytes = kLines * kPitch * 4;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kSumBytes + 2 * kStages * 8;
+  static constexpr int kSharedBytes = kStages * kStageBytes + Exit::kBytes + 2 * kStages * 8;
 
   // Of the lines from `line` on, a multiple of 8, and 16 of k.
   FASTDL_DEVICE static uint64_t descriptor(uint32_t tile, int line, int k) {
     return ptx::matrix_descriptor<ptx::Swizzle::k64>(tile + uint32_t(line * kDepth * 2 + k * 2), 0, 512);
   }
 };
+
+// A thread's sums of one tile: rows `row` and 8 below of it, two of every 8 columns from `column` on.
+template <class Shape>
+FASTDL_DEVICE void repair_tile(const Problem& p, const TileWork& work, int row, int column,
+                               float (&sum)[Shape::kTileN / 2]) {
+  FASTDL_UNROLL
+  for (int x = 0; x < Shape::kTileN / 16; ++x) {
+    float* const at = sum + x / 2 * 16 + x % 2 * 2;  // four blocks of 4 sums, this row's two of each
+    float value[RowFragment::kCount];
+    FASTDL_UNROLL
+    for (int c = 0; c < RowFragment::kCount; ++c) value[c] = at[c / 2 * 4 + c % 2];
+    repair(p, work,
+           {int64_t(work.row) * Shape::kTileM + row + x % 2 * 8,
+            int64_t(work.column) * Shape::kTileN + column + x / 2 * 32},
+           value);
+    FASTDL_UNROLL
+    for (int c = 0; c < RowFragment::kCount; ++c) at[c / 2 * 4 + c % 2] = value[c];
+  }
+}
 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
@@ -34,7 +57,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   constexpr int kStages = Shape::kStages, kN = Shape::kTileN, kHalves = kEmulatedDepth / Shape::kDepth;
   FASTDL_DYNAMIC_SHARED(memory);
   const uint32_t stages = ptx::shared_address(memory);
-  const uint32_t full = stages + kStages * Shape::kStageBytes + Shape::kSumBytes, empty = full + kStages * 8;
+  const uint32_t full = stages + kStages * Shape::kStageBytes + Shape::Exit::kBytes,
+                 empty = full + kStages * 8;
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < kStages; ++i) {
       ptx::mbarrier_init(full + i * 8, 1);
@@ -48,7 +72,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x >= Shape::kConsumers) {
     ptx::register_decrease<40>();
     if (threadIdx.x > Shape::kConsumers) return;
-    for_tiles(grid, p.k, [&](const TileWork& work) {
+    for_tiles<kEmulatedDepth>(grid, p.k, [&](const TileWork& work) {
       const int a_plane = a_batches > 1 ? int(work.batch) * kTerms : 0,
                 b_plane = b_batches > 1 ? int(work.batch) * kTerms : 0;
       for (int step = 0; step < work.range.steps * kHalves; ++step, place.next()) {
@@ -65,11 +89,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
   ptx::register_increase<232>();
   const int group = int(threadIdx.x) / 128, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  float* const sums = reinterpret_cast<float*>(memory + kStages * Shape::kStageBytes);
-  for_tiles(grid, p.k, [&](const TileWork& work) {
-    float d[kN / 2], sum[kN / 2];
+  typename Shape::Exit exit(p, grid, workspace, memory + kStages * Shape::kStageBytes);
+  for_tiles<kEmulatedDepth>(grid, p.k, [&](const TileWork& work) {
+    float d[kN / 2], sum[1][kN / 2];
     FASTDL_UNROLL
-    for (int i = 0; i < kN / 2; ++i) sum[i] = 0.0f;
+    for (int i = 0; i < kN / 2; ++i) sum[0][i] = 0.0f;
 #pragma unroll 1
     for (int step = 0; step < work.range.steps * kHalves; ++step, place.next()) {
       const uint32_t a = stages + place.stage * Shape::kStageBytes, b = a + kTerms * Shape::kABytes;
@@ -90,27 +114,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       ptx::keep_registers(d);
       if (threadIdx.x % 128 == 0) ptx::mbarrier_arrive(empty + place.stage * 8);
       FASTDL_UNROLL
-      for (int i = 0; i < kN / 2; ++i) sum[i] += d[i];
+      for (int i = 0; i < kN / 2; ++i) sum[0][i] += d[i];
     }
-
-    // A warp's 16 rows leave 4 at a time.
-    FASTDL_UNROLL
-    for (int part = 0; part < 4; ++part) {
-      if (lane / 16 == part % 2) {
-        float* const line = sums + (4 * warp + lane / 4 % 4) * Shape::kPitch + lane % 4 * 2;
-        FASTDL_UNROLL
-        for (int j = 0; j < kN / 8; ++j) {
-          *reinterpret_cast<Vector<float, 2>*>(line + 8 * j) = {sum[4 * j + part / 2 * 2],
-                                                                sum[4 * j + part / 2 * 2 + 1]};
-        }
-      }
-      ptx::barrier_sync(1, Shape::kConsumers);
-      const auto row_of = [&](int i) { return i / 4 * 16 + i % 4 + part % 2 * 4 + part / 2 * 8; };
-      repair_lines<Shape::kConsumers, Shape::kLines, kN, Shape::kPitch>(p, work, sums, Shape::kTileM, row_of);
-      finish_lines<float, Shape::kConsumers, Shape::kLines, kN, Shape::kPitch>(p, grid, work, workspace, sums,
-                                                                               Shape::kTileM, false, row_of);
-      ptx::barrier_sync(1, Shape::kConsumers);
-    }
+    repair_tile<Shape>(p, work, 64 * group + 16 * (warp % 4) + lane / 4, lane % 4 * 2, sum[0]);
+    exit.store_tile(work, sum);
   });
 }
 

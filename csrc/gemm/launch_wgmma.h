@@ -8,8 +8,9 @@ namespace fastdl::gemm {
 
 const char* launch_wgmma_bfloat16(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 const char* launch_wgmma_half(const Problem& problem, const Plan& plan, void* workspace, void* stream);
+const char* launch_wgmma_tf32(const Problem& problem, const Plan& plan, void* workspace, void* stream);
 
-// A tensor map is a function of these alone; the last ones of a thread are kept.
+// A tensor map is a function of these and of the element's type; a thread's last ones of a type are kept.
 struct MapKey {
   const void* data;
   uint64_t size[3], stride[2], box[3];
@@ -40,12 +41,13 @@ const char* map_operand(ptx::TensorMap* map, const Matrix& x, int64_t lines, int
   const MapKey key = {x.data,
                       {uint64_t(deep ? k : lines), uint64_t(deep ? lines : k), uint64_t(batch)},
                       {uint64_t(outer) * sizeof(scalar_t), uint64_t(next) * sizeof(scalar_t)},
-                      {kWgmmaDepth, uint64_t(deep ? box_lines : kWgmmaDepth), 1}};
+                      {kWgmmaBytes / sizeof(scalar_t), uint64_t(deep ? box_lines : kWgmmaDepth), 1}};
   Known& known = table[key.slot(kSlots)];
   if (!(known.key == key)) {
     const uint32_t box[] = {uint32_t(key.box[0]), uint32_t(key.box[1]), 1};
     known.key = {};
-    const char* error = ptx::make_tensor_map(&known.map, static_cast<const scalar_t*>(x.data), 3, key.size,
+    using Stored = std::conditional_t<std::is_same_v<scalar_t, float>, ptx::RoundedToTf32, scalar_t>;
+    const char* error = ptx::make_tensor_map(&known.map, static_cast<const Stored*>(x.data), 3, key.size,
                                              key.stride, box, ptx::Swizzle::k128);
     if (error) return error;
     known.key = key;
@@ -70,7 +72,7 @@ const char* launch_wgmma_shape(const Problem& p, const Plan& plan, void* workspa
   }
   if (error) return error;
   ptx::TensorMap output = a;  // any, where it is not used
-  if (!kSwapped && leaves_plain(p, plan.splits)) {
+  if (sizeof(scalar_t) == 2 && !kSwapped && leaves_plain(p, plan.splits)) {
     const Matrix to = {p.output, p.output_row, 1, p.output_batch};
     error = map_operand<scalar_t>(&output, to, p.m, p.n, p.batch, true, 16);
     if (error) return error;

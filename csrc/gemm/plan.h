@@ -37,9 +37,10 @@ constexpr double kShareCycles = 0.15;  // of an element of a share, however litt
 inline bool has_unit_stride(const Matrix& m) { return m.row == 1 || m.column == 1; }
 
 // Cycles of a multiprocessor for an element's way out of a wgmma kernel, counted from instructions.
-inline double exit_cycles(const Epilogue& e, int splits) {
+inline double exit_cycles(const Problem& p, int splits) {
+  const Epilogue& e = p.epilogue;
   if (splits > 1) return 0.15;
-  if (e.aligned && !e.is_full()) return 0.03;
+  if (e.aligned && !e.is_full()) return p.dtype == kFloat32 ? 0.125 : 0.03;
   double cycles = 0.22;
   if (e.activation > 2) cycles += 0.08;  // more than a comparison
   if (e.seed) cycles += 0.05;
@@ -54,7 +55,7 @@ inline double wgmma_cycles(const Problem& p, const Candidate& c, int splits, int
   const double size = double(c.tile_m) * c.tile_n, math = k * size / c.macs;
   const double lines = c.turns == kTokens ? c.tile_m + c.tile_n : c.tile_m + double(c.tile_n) / cluster;
   const double traffic = k * lines * double(size_of(p.dtype)) / kNearBytesPerCycle;
-  const double inside = kNextStep + std::max(math, traffic), exit = exit_cycles(p.epilogue, splits) * size;
+  const double inside = kNextStep + std::max(math, traffic), exit = exit_cycles(p, splits) * size;
   if (c.turns != kAlternate) return kFirstStep + tiles * (inside + exit);
   return kFirstStep + tiles * std::max(inside, (inside + 2 * exit) / 2) + 2 * exit;
 }
@@ -99,7 +100,7 @@ inline double near_cycles(const Problem& p, const Machine& machine, const Candid
   const double k = double(ceil_div(ceil_div(p.k, c.depth), parts)) * c.depth;
   const double traffic = k * double((c.tile_m + c.tile_n) * size_of(p.dtype)) / kNearBytesPerCycle;
   const double add = bytes / kOwnBytesPerCycle + bytes * (parts - 1) / parts / kRemoteBytesPerCycle;
-  const double finish = size / parts * std::max(exit_cycles(p.epilogue, 1), kShareCycles);
+  const double finish = size / parts * std::max(exit_cycles(p, 1), kShareCycles);
   const int64_t blocks = ceil_div(p.m, c.tile_m) * ceil_div(p.n, c.tile_n) * p.batch * parts;
   const double waves = double(ceil_div(blocks, clustered_blocks(machine, parts)));
   const double work =
@@ -112,7 +113,8 @@ inline bool makes(const Problem& p, const Candidate& c) {
   if (c.family != kWgmma) return true;
   const bool columns = p.epilogue.column_sums || p.epilogue.mean;
   if (c.turns == kTokens) return p.m <= 64 && p.a.column == 1 && !columns && !p.a_sums;
-  return !p.a_sums || c.tile_m == (c.turns == kHalves ? 128 : 64);
+  if (!p.a_sums) return true;
+  return c.turns == kHalves ? c.tile_m == 128 : c.tile_m == 64 && p.dtype != kFloat32;
 }
 
 }  // namespace plan_detail
@@ -127,22 +129,23 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
                             (halves || (words && p.precision == kHigh));
   const bool partials = p.epilogue.column_sums || p.epilogue.mean || p.a_sums;
   if (is_gemv(p) && !partials) return f(plan_gemv(p, machine));
-  if (words && p.precision >= kEmulated && !partials) {
+  if (words && p.precision >= kEmulated) {
     const Plan emulated = plan_emulated(p, machine);
     if (emulated.tile_m > 0) return f(emulated);
   }
-  const bool hopper = tensor_cores && halves && machine.wgmma && tma_reads(p.a, p.m, p.k, p.batch, p.dtype) &&
-                      tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
-  const Candidate wgmma[] = {{kWgmma, 128, 256, kWgmmaDepth, 2000},
-                             {kWgmma, 256, 128, kWgmmaDepth, 1900},
-                             {kWgmma, 128, 192, kWgmmaDepth, 1900},
-                             {kWgmma, 64, 256, kWgmmaDepth, 1950, kAlternate},
-                             {kWgmma, 128, 128, kWgmmaDepth, 1850, kAlternate},
-                             {kWgmma, 128, 64, kWgmmaDepth, 1500},
-                             {kWgmma, 16, 128, kWgmmaDepth, 900, kTokens},
-                             {kWgmma, 32, 128, kWgmmaDepth, 1300, kTokens},
-                             {kWgmma, 64, 128, kWgmmaDepth, 1500, kTokens},
-                             {kMma, 64, 64, 32, 450}};
+  const bool hopper = tensor_cores && machine.wgmma && wgmma_reads_a(p) && wgmma_reads_b(p);
+  const int depth = wgmma_depth(p.dtype);
+  const double rate = halves ? 1 : 0.5;  // of tf32
+  const Candidate wgmma[] = {{kWgmma, 128, 256, depth, 2000 * rate},
+                             {kWgmma, 256, 128, depth, 1900 * rate},
+                             {kWgmma, 128, 192, depth, 1900 * rate},
+                             {kWgmma, 64, 256, depth, 1950 * rate, kAlternate},
+                             {kWgmma, 128, 128, depth, 1850 * rate, kAlternate},
+                             {kWgmma, 128, 64, depth, 1500 * rate},
+                             {kWgmma, 16, 128, depth, 900 * rate, kTokens},
+                             {kWgmma, 32, 128, depth, 1300 * rate, kTokens},
+                             {kWgmma, 64, 128, depth, 1500 * rate, kTokens},
+                             {kMma, 64, 64, depth / 2, 450 * rate}};
   const Candidate mma[] = {{kMma, 128, 128, halves ? 32 : 16, halves ? 700.0 : 350.0},
                            {kMma, 64, 64, halves ? 32 : 16, halves ? 450.0 : 225.0}};
   const Candidate simt[] = {{kSimt, 64, 64, wide ? 8 : 16, wide ? 24.0 : 80.0}, {kSimt, 128, 128, 8, 105}};
@@ -174,19 +177,19 @@ void for_each_plan_as_it_lies(const Problem& p, const Machine& machine, F f) {
   }
 }
 
-// And of operands that TMA cannot read, behind a pass that pads their lines.
+// And of operands that wgmma cannot read, behind a pass that pads or turns their lines.
 template <class F>
 void for_each_plan(const Problem& p, const Machine& machine, F f) {
   using namespace plan_detail;
   for_each_plan_as_it_lies(p, machine, f);
-  if (!machine.wgmma || size_of(p.dtype) != 2) return;
-  const bool a = !tma_reads(p.a, p.m, p.k, p.batch, p.dtype), b = !tma_reads(p.b, p.k, p.n, p.batch, p.dtype);
-  if (!a && !b) return;
-  const Packed packed_a(p.a, p.m, p.k, p.batch, p.dtype), packed_b(p.b, p.k, p.n, p.batch, p.dtype);
+  const bool tensor_cores = size_of(p.dtype) == 2 || (p.dtype == kFloat32 && p.precision == kHigh);
+  const bool a = !wgmma_reads_a(p), b = !wgmma_reads_b(p);
+  if (!machine.wgmma || !tensor_cores || (!a && !b)) return;
+  const Packed to_a = packed_a(p), to_b = packed_b(p);
   Problem q = p;
-  if (a) q.a = packed_a.matrix;
-  if (b) q.b = packed_b.matrix;
-  const int64_t bytes = (a ? packed_a.bytes : 0) + (b ? packed_b.bytes : 0);
+  if (a) q.a = to_a.matrix;
+  if (b) q.b = to_b.matrix;
+  const int64_t bytes = (a ? to_a.bytes : 0) + (b ? to_b.bytes : 0);
   for_each_plan_as_it_lies(q, machine, [&](Plan found) {
     if (found.family != kWgmma) return;
     found.cycles += double(a + b) * kLaunchCycles;

@@ -31,14 +31,16 @@ inline Plan plan_emulated(const Problem& p, const Machine& machine) {
   const double all = double(p.m) * double(p.n) * double(p.k) * double(p.batch);
   const double words = machine.capability == 80 ? 52 : 105, multiprocessors = machine.multiprocessors;
   double best = always ? 1e300 : kTile + all / (words * multiprocessors);
-  const Candidate wgmma[] = {{kEmulatedWgmma, 128, 192, 270}, {kEmulatedWgmma, 128, 96, 220}};
+  const Candidate wgmma[] = {{kEmulatedWgmma, 128, 192, 270}, {kEmulatedWgmma, 128, 128, 250}};
   const Candidate mma[] = {{kEmulatedMma, 128, 128, machine.capability == 80 ? 110.0 : 170.0}};
   // Four bytes are read and six written, then six read again.
   const double terms = double(emulated_workspace(p, 0).bytes) * (16.0 / 6);
-  const double pass = kLaunch + terms / (kBytesPerCycle * multiprocessors);
+  const double pass = (p.a_sums ? 2 : 1) * kLaunch + terms / (kBytesPerCycle * multiprocessors);
+  const int most =
+      p.epilogue.column_sums || p.epilogue.mean ? 1 : 64;  // such sums come from whole rows of tiles
   for (int i = 0; i < (machine.wgmma ? 2 : 1); ++i) {
     const Candidate& c = machine.wgmma ? wgmma[i] : mma[i];
-    for (int splits = 1; splits <= 64; splits *= 2) {
+    for (int splits = 1; splits <= most; splits *= 2) {
       if (splits > 1 && p.k < 4 * int64_t(kEmulatedDepth) * splits) break;
       const int64_t blocks = ceil_div(p.m, c.tile_m) * ceil_div(p.n, c.tile_n) * p.batch * splits;
       const double depth = double(ceil_div(p.k, int64_t(kEmulatedDepth) * splits) * kEmulatedDepth);

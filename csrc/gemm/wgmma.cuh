@@ -1,6 +1,6 @@
-// 16-bit products on Hopper's tensor cores: a producer warp fetches steps of k by TMA into a ring of stages,
-// two warpgroups multiply them where they lie. Blocks stay and take tile after tile: the next one's steps
-// arrive while this one's sums leave.
+// Products of 16 bits, and of float32 rounded to tf32 by TMA, on Hopper's tensor cores: a producer warp
+// fetches steps of k by TMA into a ring of stages, two warpgroups multiply them where they lie. Blocks stay
+// and take tile after tile: the next one's steps arrive while this one's sums leave.
 #pragma once
 #include <type_traits>
 #include "gemm/wgmma_exit.cuh"
@@ -15,7 +15,8 @@ struct WgmmaShape : WgmmaTile<scalar, tile_m, tile_n, turns> {
   using A = WgmmaOperand<tile_m, a_deep>;
   using B = WgmmaOperand<tile_n, b_deep>;
   using Exit = std::conditional_t<turns == kTokens, WgmmaTokenExit<Tile>, WgmmaExit<Tile>>;
-  static constexpr int kThreads = Tile::kConsumers + 128;
+  static constexpr int kThreads = Tile::kConsumers + 128, kDepth = kWgmmaBytes / int(sizeof(scalar));
+  static_assert(sizeof(scalar) == 2 || (a_deep && b_deep));
 
   // Shared memory: stages, what the exit needs, ones for sums of a's rows, mbarriers.
   static constexpr int kStageBytes = A::kBytes + B::kBytes, kOnesBytes = 256, kMost = 227 * 1024;
@@ -45,7 +46,7 @@ FASTDL_DEVICE void fetch_tiles(const Problem& p, const TileGrid& grid, const ptx
                                const ptx::TensorMap* b_map, uint32_t memory) {
   RingPlace<Shape::kStages> place;
   const bool pair = grid.cluster > 1;
-  for_tiles(grid, p.k, [&](const TileWork& work) {
+  for_tiles<Shape::kDepth>(grid, p.k, [&](const TileWork& work) {
     constexpr bool kSwapped = Shape::kTurns == kTokens;
     const int batch = int(work.batch);  // an operand that a batch shares has one
     const int a_batch = (kSwapped ? p.b : p.a).batch ? batch : 0,
@@ -56,7 +57,7 @@ FASTDL_DEVICE void fetch_tiles(const Problem& p, const TileGrid& grid, const ptx
       const uint32_t a = memory + place.stage * Shape::kStageBytes, b = a + Shape::A::kBytes;
       const uint32_t full = memory + Shape::kFull + place.stage * 8;
       const uint32_t empty = memory + Shape::kEmpty + place.stage * 8;
-      const int k = int(work.range.begin) + step * kWgmmaDepth;
+      const int k = int(work.range.begin) + step * Shape::kDepth;
       if (pair) {
         ptx::mbarrier_wait_cluster(empty, place.parity ^ 1);
       } else {
@@ -107,12 +108,12 @@ FASTDL_DEVICE void multiply_tile(float (&d)[Shape::kBlocks][Shape::kTileN / 2],
     keep();
     ptx::wgmma_fence();
     FASTDL_UNROLL
-    for (int k = 0; k < kWgmmaDepth; k += 16) {
-      const bool adds = k > 0 || step > 0;
+    for (int part = 0; part < kWgmmaBytes / 32; ++part) {
+      const bool adds = part > 0 || step > 0;
       FASTDL_UNROLL
       for (int i = 0; i < kBlocks; ++i) {
-        const uint64_t left = A::descriptor(a, first_row + 64 * i, k);
-        ptx::wgmma<kN, scalar_t, A::kMajor, B::kMajor>(d[i], left, B::descriptor(b, 0, k), adds);
+        const uint64_t left = A::descriptor(a, first_row + 64 * i, part);
+        ptx::wgmma<kN, scalar_t, A::kMajor, B::kMajor>(d[i], left, B::descriptor(b, 0, part), adds);
         if constexpr (kSums) {
           ptx::wgmma<8, scalar_t, A::kMajor, ptx::Major::kK>(row_sums[i], left, ones, adds);
         }
@@ -147,8 +148,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   ptx::grid_dependency_launch();
   if (p.a_sums && threadIdx.x < Shape::kOnesBytes / 4) {
     using scalar_t = typename Shape::scalar_t;
-    const scalar_t one = convert<scalar_t>(1.0f);
-    reinterpret_cast<Vector<scalar_t, 2>*>(bytes + Shape::kOnes)[threadIdx.x] = {one, one};
+    constexpr unsigned kEach = 4 / sizeof(scalar_t);
+    for (unsigned i = 0; i < kEach; ++i) {
+      reinterpret_cast<scalar_t*>(bytes + Shape::kOnes)[threadIdx.x * kEach + i] = convert<scalar_t>(1.0f);
+    }
     ptx::fence_proxy_async();
   }
   if (grid.cluster > 1) {
@@ -172,19 +175,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     RingPlace<Shape::kStages> place;
     if (group == 1) pass_turn<Shape>(true);
     const auto skip = [&](int steps) { place.skip(steps); };
-    for_tiles_in_turns<kTeams>(grid, p.k, kTeams == 1 ? 0 : group, skip, [&](const TileWork& work) {
-      float d[Shape::kBlocks][Shape::kTileN / 2], row_sums[Shape::kBlocks][4];
-      take_turn<Shape>(group == 0);
-      if (Shape::kSumsRows && p.a_sums && work.column == 0) {
-        multiply_tile<true, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
-        pass_turn<Shape>(group == 1);
-        exit.store_row_sums(work, row_sums);
-      } else {
-        multiply_tile<false, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
-        pass_turn<Shape>(group == 1);
-      }
-      exit.store_tile(work, d);
-    });
+    for_tiles_in_turns<kTeams, Shape::kDepth>(
+        grid, p.k, kTeams == 1 ? 0 : group, skip, [&](const TileWork& work) {
+          float d[Shape::kBlocks][Shape::kTileN / 2], row_sums[Shape::kBlocks][4];
+          take_turn<Shape>(group == 0);
+          if (Shape::kSumsRows && p.a_sums && work.column == 0) {
+            multiply_tile<true, Shape>(d, row_sums, work.range.steps, place, memory, first_row, grid.cluster);
+            pass_turn<Shape>(group == 1);
+            exit.store_row_sums(work, row_sums);
+          } else {
+            multiply_tile<false, Shape>(d, row_sums, work.range.steps, place, memory, first_row,
+                                        grid.cluster);
+            pass_turn<Shape>(group == 1);
+          }
+          exit.store_tile(work, d);
+        });
     exit.wait_for_stores();
     if (kTeams > 1 && grid.near && group > 0) ptx::cluster_sync();  // has no tile
   }

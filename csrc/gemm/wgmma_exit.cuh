@@ -18,8 +18,10 @@ struct WgmmaTile {
   static constexpr int kTileM = tile_m, kTileN = tile_n, kConsumers = 256;
   static constexpr int kTeam = turns == kAlternate ? 128 : 256;  // threads that share a tile
   static constexpr int kBlocks = tile_m / 64 / (kTeam / 128);    // of 64 rows, of a warpgroup
+  static constexpr bool kMayBeNear = true;                       // whether a cluster's blocks may share its k
+  // Sums of a's rows, while registers last; an exit of 4 bytes an element takes more of them.
   static constexpr bool kSumsRows =
-      kBlocks == 1 && turns != kTokens;  // sums of a's rows, while registers last
+      kBlocks == 1 && (turns == kHalves || (turns == kAlternate && sizeof(scalar) == 2));
 };
 
 // Whether sums leave through TMA: alpha and bias alone, to rows that a tensor map describes.
@@ -42,7 +44,7 @@ class WgmmaExit {
   // Of a warp, instead of all that: two boxes of 16 rows x 64 columns, which TMA stores in turns.
   static constexpr int kBoxBytes = 16 * kColumns * 2;
   static constexpr int kFullBytes = kWarps * kPieceBytes + kTeams * kPartialBytes,
-                       kPlainBytes = kWarps * 2 * kBoxBytes;
+                       kPlainBytes = sizeof(scalar_t) == 2 ? kWarps * 2 * kBoxBytes : 0;
 
  public:
   static constexpr int kBytes = kFullBytes > kPlainBytes ? kFullBytes : kPlainBytes;
@@ -66,12 +68,18 @@ class WgmmaExit {
         has_partials(problem.epilogue.column_sums || problem.epilogue.mean) {}
 
   FASTDL_DEVICE void store_tile(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
-    if (grid.near) {
+    if (is_near()) {
       leave_sums(d);
       ptx::cluster_sync();
       if (p.a_sums && work.column == 0) near.store_row_sums(p, grid, work, Shape::kTeam);
     }
-    leaves_plain(p, grid.splits) ? store_plain(work, d) : store_full(work, d);
+    const bool plain = leaves_plain(p, grid.splits) && (sizeof(scalar_t) == 2 || p.n % 2 == 0);
+    if (!plain) return store_full(work, d);
+    if constexpr (sizeof(scalar_t) == 2) {
+      store_plain(work, d);
+    } else {
+      store_pairs(work, d);
+    }
   }
 
   // Before the kernel ends.
@@ -81,14 +89,14 @@ class WgmmaExit {
 
   // The first column of a times ones.
   FASTDL_DEVICE void store_row_sums(const TileWork& work, const float (&sums)[kBlocks][4]) {
-    if (grid.near) team_barrier();  // as in leave_sums
+    if (is_near()) team_barrier();  // as in leave_sums
     FASTDL_UNROLL
     for (int i = 0; i < kBlocks; ++i) {
       FASTDL_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int line = first_row + 64 * i + 8 * half + lane / 4;
         const int64_t row = int64_t(work.row) * Shape::kTileM + line;
-        if (grid.near) {
+        if (is_near()) {
           if (lane % 4 == 0) *near.row_sum(line) = sums[i][2 * half];
         } else if (lane % 4 == 0 && row < p.m) {
           store_row_sum<scalar_t>(workspace, p, grid, work, row,
@@ -111,6 +119,8 @@ class WgmmaExit {
   Pair* partial;  // [kSlabs][kN] of sum and m2
   Near near;
   bool has_partials;
+
+  FASTDL_DEVICE bool is_near() const { return Shape::kMayBeNear && grid.near; }
 
   FASTDL_DEVICE void team_barrier() const {
     if (kTeams == 1 || team == 0) {
@@ -138,10 +148,10 @@ class WgmmaExit {
     if (has_partials) team_barrier();  // the last tile's partials were read
     Ahead next{};
     load_ahead(work, 0, next);
-    const int vectors = grid.near ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
+    const int vectors = is_near() ? (Near::vectors(grid) + Shape::kTeam - 1) / Shape::kTeam : 2 * kPieces;
 #pragma unroll 1
     for (int x = 0; x < vectors; ++x) {
-      if (x % 2 == 0 && !grid.near) {
+      if (x % 2 == 0 && !is_near()) {
         __syncwarp();  // the last piece was read
         write_piece(d, x / 2);
         __syncwarp();
@@ -179,9 +189,9 @@ class WgmmaExit {
   // team's threads take a vector of the share each.
   FASTDL_DEVICE Columns columns_of(const TileWork& work, int x) const {
     const int mine = lane, i = x * Shape::kTeam + int(threadIdx.x) % Shape::kTeam;
-    if (grid.near && i >= Near::vectors(grid)) return {};
-    const int line = grid.near ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
-    const int c = grid.near ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
+    if (is_near() && i >= Near::vectors(grid)) return {};
+    const int line = is_near() ? Near::row_of(grid, work, i) : row_of(x / 2) + mine / 8 + x % 2 * 4;
+    const int c = is_near() ? Near::column_of(i) : column_of(x / 2) + mine % 8 * kVector;
     const uint32_t row = uint32_t(work.row * Shape::kTileM + line), column = uint32_t(work.column * kN + c);
     const uint32_t m = uint32_t(p.m), n = uint32_t(p.n);
     const uint32_t inside = row >= m || column >= n ? 0 : n - column < kVector ? n - column : kVector;
@@ -190,7 +200,7 @@ class WgmmaExit {
 
   FASTDL_DEVICE void load_ahead(const TileWork& work, int x, Ahead& operands) const {
     const Columns at = columns_of(work, x);
-    if ((grid.splits == 1 || grid.near) && at.inside > 0) operands.load(p, at);
+    if ((grid.splits == 1 || is_near()) && at.inside > 0) operands.load(p, at);
   }
 
   FASTDL_DEVICE void finish_vector(const TileWork& work, int x, const Ahead& operands) const {
@@ -200,21 +210,44 @@ class WgmmaExit {
     Vector<float, 4>* const even = reinterpret_cast<Vector<float, 4>*>(from);
     Vector<float, 4>* const odd = reinterpret_cast<Vector<float, 4>*>(from + kOdd);
     Vector<float, kVector> value;
-    if (grid.near) {
+    if (is_near()) {
       value = near.total(grid, int(at.row) - work.row * Shape::kTileM, int(at.column) - work.column * kN);
     } else {
       const Vector<float, 4> low = *even, high = *odd;
       FASTDL_UNROLL
       for (int j = 0; j < 4; ++j) value[j] = low[j], value[j + 4] = high[j];
     }
-    if (grid.splits > 1 && !grid.near) return store_partial(workspace, p, grid, work, at, value);
+    if (grid.splits > 1 && !is_near()) return store_partial(workspace, p, grid, work, at, value);
     finish<true, scalar_t>(p, at, load_seed(p.epilogue), value, operands);
     if (!has_partials) return;
     *even = {value[0], value[1], value[2], value[3]};
     *odd = {value[4], value[5], value[6], value[7]};
   }
 
-  // Alpha and bias alone, from registers: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
+  // Alpha and bias alone, of 4 bytes an element: what four lanes hold of a row is a whole sector of memory.
+  FASTDL_DEVICE void store_pairs(const TileWork& work, const float (&d)[kBlocks][kN / 2]) const {
+    const int row0 = work.row * Shape::kTileM + first_row + lane / 4,
+              column0 = work.column * kN + lane % 4 * 2;
+    const float alpha = float(p.epilogue.alpha);
+    const float* const biases = static_cast<const float*>(p.epilogue.bias);
+    const int64_t pitch = p.output_row / 2, first = work.batch * (p.output_batch / 2) + row0 * pitch;
+    Pair* const to = static_cast<Pair*>(p.output) + first + column0 / 2;
+    FASTDL_UNROLL
+    for (int j = 0; j < kN / 8; ++j) {
+      if (column0 + 8 * j >= int(p.n)) return;
+      Pair bias = {0, 0};
+      if (biases) bias = load_vector<2>(biases + column0 + 8 * j);
+      FASTDL_UNROLL
+      for (int i = 0; i < 2 * kBlocks; ++i) {
+        const int row = i / 2 * 64 + i % 2 * 8;
+        const float* const from = d[i / 2] + 4 * j + i % 2 * 2;
+        if (row0 + row >= int(p.m)) continue;
+        store(to + row * pitch + 4 * j, {from[0] * alpha + bias[0], from[1] * alpha + bias[1]});
+      }
+    }
+  }
+
+  // The same of 2 bytes: 16 rows x 64 columns of the output at a time, in rows of 128 bytes
   // whose 16-byte chunks are permuted by a 128-byte swizzle. TMA cuts what lies past the edges.
   FASTDL_DEVICE void store_plain(const TileWork& work, const float (&d)[kBlocks][kN / 2]) {
     FASTDL_UNROLL

@@ -7,11 +7,11 @@
 
 namespace fastdl::gemm {
 
-// An operand's step in shared memory: kLines (a's rows, b's columns) x 64. Where k is adjacent, lines of 128
-// bytes, one box; otherwise a box for each 64 lines, of 64 rows along k. All swizzled.
+// An operand's step in shared memory: kLines (a's rows, b's columns) x 128 bytes. Where k is adjacent, lines
+// of those, one box; otherwise, of 16 bits, a box for each 64 lines, of 64 rows along k. All swizzled.
 template <int lines, bool deep>
 struct WgmmaOperand {
-  static constexpr int kLines = lines, kBytes = lines * kWgmmaDepth * 2, kBox = 64 * kWgmmaDepth * 2;
+  static constexpr int kLines = lines, kBytes = lines * kWgmmaBytes, kBox = 64 * kWgmmaBytes;
   static constexpr ptx::Major kMajor = deep ? ptx::Major::kK : ptx::Major::kMN;
 
   FASTDL_DEVICE static void fetch(uint32_t to, const ptx::TensorMap* map, uint32_t mbarrier, int line, int k,
@@ -39,9 +39,9 @@ struct WgmmaOperand {
       }
     }
   }
-  // Of the lines from `line` on, a multiple of 64, and 16 steps of k.
-  FASTDL_DEVICE static uint64_t descriptor(uint32_t tile, int line, int k) {
-    const uint32_t at = tile + uint32_t(line / 64 * kBox) + uint32_t(deep ? k * 2 : k * 128);
+  // Of the lines from `line` on, a multiple of 64, and what one instruction takes of k: 32 of the 128 bytes.
+  FASTDL_DEVICE static uint64_t descriptor(uint32_t tile, int line, int part) {
+    const uint32_t at = tile + uint32_t(line / 64 * kBox) + uint32_t(deep ? part * 32 : part * 16 * 128);
     return ptx::matrix_descriptor<ptx::Swizzle::k128>(at, deep ? 0 : kBox, 1024);
   }
 };
@@ -61,22 +61,22 @@ struct RingPlace {
 
 // f(work) for every kTeams-th tile of this block from its team-th on, and skip(steps) for those between; the
 // blocks of a pair take tiles below each other.
-template <int kTeams, class Skip, class F>
+template <int kTeams, int kDepth, class Skip, class F>
 FASTDL_DEVICE void for_tiles_in_turns(const TileGrid& grid, int64_t k, int team, Skip skip, F f) {
   const unsigned pairs = grid.cluster == 2, blocks = unsigned(grid.blocks()), stride = gridDim.x >> pairs;
   for (unsigned block = (blockIdx.x >> pairs) + unsigned(team) * stride; block < blocks;
        block += kTeams * stride) {
-    if (kTeams > 1 && block >= stride) skip(tile_work(grid, block - stride, k, kWgmmaDepth).range.steps);
-    TileWork work = tile_work(grid, block, k, kWgmmaDepth);
+    if (kTeams > 1 && block >= stride) skip(tile_work(grid, block - stride, k, kDepth).range.steps);
+    TileWork work = tile_work(grid, block, k, kDepth);
     if (pairs) work.row = 2 * work.row + int32_t(blockIdx.x % 2);
     f(work);
   }
 }
 
 // f(work) for every tile of this block.
-template <class F>
+template <int kDepth, class F>
 FASTDL_DEVICE void for_tiles(const TileGrid& grid, int64_t k, F f) {
-  for_tiles_in_turns<1>(grid, k, 0, [](int) {}, f);
+  for_tiles_in_turns<1, kDepth>(grid, k, 0, [](int) {}, f);
 }
 
 }  // namespace fastdl::gemm

@@ -196,6 +196,25 @@ void check_tma(ptx::Swizzle swizzle, int x, int y, int z) {
   out.print("TMA store " + name);
 }
 
+// float32 through a map of tf32: ties and their neighbours of both signs, and `last` in front.
+void check_tma_rounding(const char* name, float last) {
+  Array<float> in(32 * 4), out(32 * 4);
+  in.fill([&](size_t i) {
+    const float x = (1 + float(i) * 0x1p-12f + float(i % 3) * 0x1p-23f) * (i % 2 ? -1.0f : 1.0f);
+    return i == 0 ? last : i < 64 ? x : x * 0x1p-130f;
+  });
+  const uint64_t size[] = {32, 4}, stride[] = {128};
+  const uint32_t box[] = {32, 4};
+  ptx::TensorMap from, to;
+  accepted(ptx::make_tensor_map(&from, reinterpret_cast<const ptx::RoundedToTf32*>(in.device), 2, size,
+                                stride, box, ptx::Swizzle::kNone));
+  accepted(ptx::make_tensor_map(&to, out.device, 2, size, stride, box, ptx::Swizzle::kNone));
+  Array<uint32_t> loaded(32 * 4);
+  accepted(
+      launch(tma_kernel<2>, {1, 32, 512}, from, to, reinterpret_cast<uint4*>(loaded.device), 512u, 0, 0, 0));
+  loaded.print(name);
+}
+
 void hopper() {
   check_stmatrix<1, false>();
   check_stmatrix<2, false>();
@@ -216,6 +235,10 @@ void hopper() {
       check_tma<3>(swizzle, x, x / 2, x / 10);
     }
   }
+  check_tma_rounding("TMA load rounds to tf32", 1.0f);
+  check_tma_rounding("TMA load rounds the largest to tf32", std::numeric_limits<float>::max());
+  check_tma_rounding("TMA load rounds infinity to tf32", std::numeric_limits<float>::infinity());
+  check_tma_rounding("TMA load rounds NaN to tf32", std::numeric_limits<float>::quiet_NaN());
   Array<float> sums(32 * 16), rows(32 * 8), answers(4 * 32), reduced(4 * 64);
   const uint64_t size[] = {20, 16}, stride[] = {128};
   const uint32_t box[] = {8, 8};

@@ -8,8 +8,8 @@ namespace fastdl::conformance {
 using ptx::Major;
 using ptx::Swizzle;
 
-// Where element (mn, k) of an operand with `extent` rows along mn lies; one k step of 16.
-template <Major kMajor, Swizzle kSwizzle>
+// Where element (mn, k) of an operand with `extent` rows along mn lies; one step of 32 bytes along k.
+template <Major kMajor, Swizzle kSwizzle, int kSize = 2>
 struct Layout {
   static constexpr int kRow = kSwizzle == Swizzle::kNone ? 16 : int(kSwizzle);  // bytes of a swizzle row
   static constexpr int kAtom = 8 * kRow, kPerRow = kRow / 2;
@@ -25,8 +25,8 @@ struct Layout {
     int plain;
     if (kMajor == Major::kK) {
       plain = kSwizzle == Swizzle::kNone
-                  ? mn / 8 * kAtom + mn % 8 * 16 + k / 8 * int(leading(extent)) + k % 8 * 2
-                  : mn / 8 * kAtom + mn % 8 * kRow + k * 2;
+                  ? mn / 8 * kAtom + mn % 8 * 16 + k * kSize / 16 * int(leading(extent)) + k * kSize % 16
+                  : mn / 8 * kAtom + mn % 8 * kRow + k * kSize;
     } else if (kSwizzle == Swizzle::kNone) {
       plain = mn / 8 * kAtom + mn % 8 * 2 + k % 8 * 16 + k / 8 * int(leading(extent));
     } else {
@@ -79,14 +79,17 @@ inline float element(int row, int k, int salt) { return float((row * 7 + k * 5 +
 template <int kN, class scalar_t, Major kAMajor, Swizzle kASwizzle, Major kBMajor, Swizzle kBSwizzle,
           bool kRegisters = false>
 void check_wgmma() {
-  Array<scalar_t> tiles(kTileBytes), fragment(128 * 8);
+  constexpr int kSize = int(sizeof(scalar_t)), kDepth = 32 / kSize;
+  constexpr size_t kElements = 2 * kTileBytes / kSize;
+  Array<scalar_t> tiles(kElements), fragment(128 * 8);
   Array<float> out(64 * kN);
-  std::vector<scalar_t> image(kTileBytes, scalar_t(0.0f));
-  for (int k = 0; k < 16; ++k) {
+  std::vector<scalar_t> image(kElements, scalar_t(0.0f));
+  for (int k = 0; k < kDepth; ++k) {
     for (int m = 0; m < 64; ++m)
-      image[Layout<kAMajor, kASwizzle>::offset(m, k, 64) / 2] = scalar_t(element(m, k, 1));
+      image[Layout<kAMajor, kASwizzle, kSize>::offset(m, k, 64) / kSize] = scalar_t(element(m, k, 1));
     for (int n = 0; n < kN; ++n) {
-      image[(kTileBytes + Layout<kBMajor, kBSwizzle>::offset(n, k, kN)) / 2] = scalar_t(element(n, k, 4));
+      image[(kTileBytes + Layout<kBMajor, kBSwizzle, kSize>::offset(n, k, kN)) / kSize] =
+          scalar_t(element(n, k, 4));
     }
   }
   tiles.fill([&](size_t i) { return float(image[i]); });
@@ -100,7 +103,10 @@ void check_wgmma() {
   const auto layout = [](Major major, Swizzle swizzle) {
     return std::string(major == Major::kK ? "K" : "MN") + std::to_string(int(swizzle));
   };
-  const std::string name = std::string("wgmma ") + (std::is_same_v<scalar_t, half> ? "half" : "bfloat16") +
+  const std::string name = std::string("wgmma ") +
+                           (std::is_same_v<scalar_t, half>    ? "half"
+                            : std::is_same_v<scalar_t, float> ? "tf32"
+                                                              : "bfloat16") +
                            " n" + std::to_string(kN) + " A " +
                            (kRegisters ? "registers" : layout(kAMajor, kASwizzle)) + " B " +
                            layout(kBMajor, kBSwizzle);
@@ -109,7 +115,7 @@ void check_wgmma() {
     for (int j = 0; j < kN / 2; ++j) {
       const int row = t / 32 * 16 + t % 32 / 4 + j / 2 % 2 * 8, column = j / 4 * 8 + t % 4 * 2 + j % 2;
       float sum = 0;
-      for (int k = 0; k < 16; ++k) sum += 2 * element(row, k, 1) * element(column, k, 4);
+      for (int k = 0; k < kDepth; ++k) sum += 2 * element(row, k, 1) * element(column, k, 4);
       require(out.host[size_t(j * 128 + t)] == sum, name + " differs from a plain loop");
     }
   }
@@ -125,6 +131,11 @@ void check_layouts() {
   (check_wgmma<kN, bfloat16, kAMajor, kSwizzles, kBMajor, kSwizzles>(), ...);
 }
 
+template <Swizzle... kSwizzles>
+void check_tf32_layouts() {
+  (check_wgmma<96, float, Major::kK, kSwizzles, Major::kK, kSwizzles>(), ...);
+}
+
 template <class scalar_t>
 void check_register_operand() {
   check_wgmma<8, scalar_t, Major::kK, Swizzle::k128, Major::kK, Swizzle::k128, true>();
@@ -135,6 +146,8 @@ void check_register_operand() {
 void matrices() {
   check_widths<bfloat16>(std::make_integer_sequence<int, 32>{});
   check_widths<half>(std::integer_sequence<int, 0, 7, 15, 31>{});
+  check_widths<float>(std::make_integer_sequence<int, 32>{});
+  check_tf32_layouts<Swizzle::kNone, Swizzle::k32, Swizzle::k64>();
   check_layouts<128, Major::kK, Major::kK, Swizzle::kNone, Swizzle::k32, Swizzle::k64>();
   check_layouts<64, Major::kK, Major::kMN, Swizzle::kNone, Swizzle::k32, Swizzle::k64, Swizzle::k128>();
   check_layouts<128, Major::kMN, Major::kK, Swizzle::kNone, Swizzle::k32, Swizzle::k64, Swizzle::k128>();

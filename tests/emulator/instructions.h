@@ -34,7 +34,7 @@ void load_cluster(float* value, uint32_t address, Site site);
 // tma.cpp
 const char* encode_tensor_map(TensorMap* map, int element_bytes, const void* base, int rank,
                               const uint64_t* size, const uint64_t* stride_bytes, const uint32_t* box,
-                              int swizzle_bytes);
+                              int swizzle_bytes, bool rounds_to_tf32);
 void tma_load(uint32_t to, const TensorMap* map, const int* coordinate, int rank, uint32_t mbarrier,
               uint32_t blocks, Site site);
 void tma_store(const TensorMap* map, uint32_t from, const int* coordinate, int rank, bool add, Site site);

@@ -21,8 +21,9 @@ inline void stmatrix(uint32_t address, const uint32_t (&r)[kCount], FASTDL_SITE)
 }
 
 template <class scalar_t>
-constexpr emulator::Format kFormat =
-    std::is_same_v<scalar_t, half> ? emulator::Format::kHalf : emulator::Format::kBfloat16;
+constexpr emulator::Format kFormat = std::is_same_v<scalar_t, half>    ? emulator::Format::kHalf
+                                     : std::is_same_v<scalar_t, float> ? emulator::Format::kTf32
+                                                                       : emulator::Format::kBfloat16;
 
 template <class scalar_t>
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], FASTDL_SITE) {
@@ -183,6 +184,7 @@ enum class Major { kK = 0, kMN = 1 };
 template <int kN, class scalar_t, Major kAMajor = Major::kK, Major kBMajor = Major::kK>
 inline void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate = true, FASTDL_SITE) {
   static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256);
+  static_assert(sizeof(scalar_t) == 2 || (kAMajor == Major::kK && kBMajor == Major::kK));
   emulator::wgmma(d, {kN, kFormat<scalar_t>, kAMajor == Major::kMN, kBMajor == Major::kMN, false}, nullptr, a,
                   b, accumulate, site);
 }

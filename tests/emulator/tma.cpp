@@ -16,6 +16,7 @@ struct Map {  // what encode_tensor_map writes into the 128 bytes
   uint32_t size[kMaxRank];
   uint16_t box[kMaxRank];
   uint8_t rank, swizzle_bits;
+  bool rounds_to_tf32;
   uint32_t box_bytes() const {
     uint32_t bytes = uint32_t(stride[0]);
     for (int i = 0; i < rank; ++i) bytes *= box[i];
@@ -51,6 +52,15 @@ void for_each_element(const Map& map, uint32_t shared, const int* coordinate, F&
   }
 }
 
+// To nearest, ties to even; infinities and NaN stay.
+void round_to_tf32(unsigned char* element) {
+  uint32_t bits;
+  memcpy(&bits, element, sizeof bits);
+  if ((bits & 0x7F800000u) == 0x7F800000u) return;
+  bits = (bits + 0xFFFu + (bits >> 13 & 1)) & 0xFFFFE000u;
+  memcpy(element, &bits, sizeof bits);
+}
+
 void execute_load(const BulkCopy& copy) {
   unsigned char* window = copy.block->window;
   const auto note = [&](uint32_t offset) {
@@ -64,6 +74,7 @@ void execute_load(const BulkCopy& copy) {
     for_each_element(map, copy.offset, copy.coordinate, [&](uint32_t offset, const unsigned char* global) {
       if (global) {
         memcpy(window + offset, global, map.stride[0]);
+        if (map.rounds_to_tf32) round_to_tf32(window + offset);
       } else {
         memset(window + offset, 0, map.stride[0]);
       }
@@ -190,7 +201,7 @@ BulkCopy plain_copy(const void* global, uint32_t bytes, bool write, Site site) {
 
 const char* encode_tensor_map(TensorMap* map, int element_bytes, const void* base, int rank,
                               const uint64_t* size, const uint64_t* stride_bytes, const uint32_t* box,
-                              int swizzle_bytes) {
+                              int swizzle_bytes, bool rounds_to_tf32) {
   if (uintptr_t(base) % 16) return "tensor map: the base is not aligned to 16 bytes";
   if (rank < 1 || rank > kMaxRank) return "tensor map: rank must be 1 to 5";
   Map encoded{};
@@ -198,6 +209,7 @@ const char* encode_tensor_map(TensorMap* map, int element_bytes, const void* bas
   encoded.base = static_cast<unsigned char*>(const_cast<void*>(base));
   encoded.rank = uint8_t(rank);
   encoded.stride[0] = uint64_t(element_bytes);
+  encoded.rounds_to_tf32 = rounds_to_tf32;
   encoded.swizzle_bits = swizzle_bytes == 128 ? 3 : swizzle_bytes == 64 ? 2 : swizzle_bytes == 32 ? 1 : 0;
   for (int i = 0; i < rank; ++i) {
     if (!size[i] || size[i] > 0xFFFFFFFFull) return "tensor map: a size is not in 1 to 2^32 - 1";

@@ -5,9 +5,10 @@
 namespace fastdl::emulator {
 namespace {
 
-constexpr int kM = 64, kK = 16, kMaxN = 256;
+constexpr int kM = 64, kK = 16, kMaxN = 256;  // kK of 16 bits; of tf32 half as many make the same 32 bytes
 constexpr int kOpWgmma = 1, kOpFence = 2, kOpCommit = 3, kOpWait = 16;
 
+int depth_of(const Wgmma& op) { return op.shape.format == Format::kTf32 ? kK / 2 : kK; }
 Warpgroup& own_warpgroup() { return current->block->warpgroups[current->linear / 128]; }
 
 // A matrix descriptor: start address, leading and stride byte offset, swizzle mode.
@@ -21,14 +22,15 @@ struct Descriptor {
     static constexpr int kSwizzleBits[] = {0, 3, 2, 1};
     swizzle_bits = kSwizzleBits[bits >> 62];
   }
-  // Address of element (mn, k): mn runs along M of operand A, along N of operand B.
-  uint32_t address(int mn, int k, bool mn_major) const {
+  // Address of element (mn, k) of `size` bytes: mn runs along M of operand A, along N of operand B.
+  uint32_t address(int mn, int k, bool mn_major, int size) const {
     const int row_bytes = 16 << swizzle_bits;  // of one swizzle row
     uint32_t offset;
     if (!mn_major) {
+      const int at = k * size;
       offset = uint32_t(mn / 8) * stride +
-               (swizzle_bits ? uint32_t(mn % 8 * row_bytes + k * 2)
-                             : uint32_t(mn % 8 * 16 + k % 8 * 2) + uint32_t(k / 8) * leading);
+               (swizzle_bits ? uint32_t(mn % 8 * row_bytes + at)
+                             : uint32_t(mn % 8 * 16 + at % 16) + uint32_t(at / 16) * leading);
     } else if (swizzle_bits) {
       const int per_row = row_bytes / 2;
       offset = uint32_t(mn % per_row * 2 + k % 8 * row_bytes) + uint32_t(mn / per_row) * leading +
@@ -53,16 +55,17 @@ void check_descriptor(uint64_t bits, const char* which, Site site) {
 void read_operand(const Wgmma& op, uint64_t bits, int rows, bool mn_major, float* out) {
   const Descriptor d(bits);
   Fiber* reader = &op.block->fibers[op.first_thread];
+  const int depth = depth_of(op), size = 32 / depth;
   for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < kK; ++k) {
-      const uint32_t address = d.address(r, k, mn_major);
-      if (address + 2 > group->shared_top || address < 1024) {
+    for (int k = 0; k < depth; ++k) {
+      const uint32_t address = d.address(r, k, mn_major, size);
+      if (address + uint32_t(size) > group->shared_top || address < 1024) {
         fail(op.site, "wgmma reads shared+0x%x, outside the block's shared memory", address);
       }
       const unsigned char* element = op.block->window + address;
       if (race && address % 16 == 0) race->access(reader, element, 16, false, true, op.site);
-      uint16_t value;
-      memcpy(&value, element, sizeof value);
+      uint32_t value = 0;
+      memcpy(&value, element, size_t(size));
       out[r * kK + k] = to_float(value, op.shape.format);
     }
   }
@@ -107,10 +110,10 @@ void read_operands(const Wgmma& op) {
 
 void execute(const Wgmma& op) {
   Scratch& s = scratch();
-  const int n = op.shape.n;
+  const int n = op.shape.n, depth = depth_of(op);
   read_operands(op);
   for (int j = 0; j < n; ++j) {
-    for (int k = 0; k < kK; ++k) s.transposed[k * n + j] = s.b[j * kK + k];
+    for (int k = 0; k < depth; ++k) s.transposed[k * n + j] = s.b[j * kK + k];
   }
   const float* saved = op.saved.empty() ? nullptr : op.saved.data();
   for_each_accumulator(n, [&](int t, int j, int row, int column) {
@@ -119,11 +122,11 @@ void execute(const Wgmma& op) {
   for (int i = 0; i < kM; ++i) {
     if (settings().truncates) {
       for (int j = 0; j < n; ++j) {
-        s.d[i * n + j] = tensor_core_sum(s.d[i * n + j], s.a + i * kK, 1, s.transposed + j, n, kK);
+        s.d[i * n + j] = tensor_core_sum(s.d[i * n + j], s.a + i * kK, 1, s.transposed + j, n, depth);
       }
       continue;
     }
-    for (int k = 0; k < kK; ++k) {
+    for (int k = 0; k < depth; ++k) {
       const float a = s.a[i * kK + k], *b = s.transposed + k * n;
       float* d = s.d + i * n;
       for (int j = 0; j < n; ++j) d[j] += a * b[j];
