@@ -113,6 +113,8 @@ FASTDL_DEVICE void store(T* address, const std::type_identity_t<T>& value) {
   memcpy(&word, &value, sizeof(T));
   if constexpr (kCache == Cache::kStreaming) {
     __stcs(reinterpret_cast<word_t*>(address), word);
+  } else if constexpr (sizeof(T) >= 8) {  // of a plain assignment nvcc 13.0 makes stores of 4 bytes in places
+    __stwb(reinterpret_cast<word_t*>(address), word);
   } else {
     *reinterpret_cast<word_t*>(address) = word;
   }
