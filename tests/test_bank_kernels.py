@@ -151,7 +151,10 @@ def test_wgmma_sums(device, hold):
 def test_emulated_float32(device, hold, size, layouts):
     device(*size)
     a, b = operand(150, 200, torch.float32, layouts[0]), operand(200, 200, torch.float32, layouts[1])
-    hold("emulated", "emulated", lambda: OPS.gemm(a, b, ALWAYS_EMULATED))
+    hold("emulated", "terms_kernel", lambda: OPS.gemm(a, b, ALWAYS_EMULATED))
+    x, w, bias, z = (torch.randn(s) for s in [(150, 200), (200, 200), (200,), (150, 200)])  # plain sums need no memory
+    arguments = (x, w, bias, z, torch.tensor([3]), 1, 0.3, True, ALWAYS_EMULATED)
+    hold("emulated", "emulated", lambda: OPS.linear_forward(*arguments))
 
 
 @pytest.mark.parametrize("layout", ["n", "t"])

@@ -8,13 +8,13 @@ from test_gemm_kernel import integers, laid_out
 WGMMA = 2  # Family in csrc/gemm/plan_types.h
 
 
-def on_hopper(library, a, b, precision=0, turns=None):
+def on_hopper(library, a, b, precision=0, turns=None, exits=(0,)):
     """A device with wgmma, which is chosen even where the sizes of a test do not pay for a pass."""
     library.fastdl_emulator_device(16, 227 << 10, 90)
-    ways = torch.ops.fastdl_emulated.gemm_candidates(a, b, precision).tolist()
-    torch.ops.fastdl_emulated.gemm_choose(
-        a, b, precision, next(way for way in ways if way[0] == WGMMA and turns in (None, way[4]))
-    )
+    for exit in exits:  # what goes with the product: fastdl/tune.py
+        ways = torch.ops.fastdl_emulated.gemm_candidates(a, b, precision, exit).tolist()
+        way = next(way for way in ways if way[0] == WGMMA and turns in (None, way[4]))
+        torch.ops.fastdl_emulated.gemm_choose(a, b, precision, way, exit)
     library.fastdl_emulator_reset_counters()
 
 
