@@ -79,12 +79,9 @@ __global__ void __launch_bounds__(kTermsThreads, 3)
       for (int t = 0; t < kTerms; ++t) value[t][j] = terms.term[t];
     }
     if (line >= lines) continue;
-    // Counted in vectors: nvcc 13.0 takes stores apart whose address it sees as one of elements.
-    const int64_t plane = x.planes.plane() / kEach;
-    auto* const to = reinterpret_cast<Vector<bfloat16, kEach>*>(x.to) + batch * kTerms * plane +
-                     (line0 + line) * (x.planes.depth / kEach) + (k0 + k) / kEach;
+    bfloat16* const to = x.to + batch * kTerms * x.planes.plane() + (line0 + line) * x.planes.depth + k0 + k;
     FASTDL_UNROLL
-    for (int t = 0; t < kTerms; ++t) store(to + t * plane, value[t]);
+    for (int t = 0; t < kTerms; ++t) store_vector(to + t * x.planes.plane(), value[t]);
   }
 }
 
